@@ -1,0 +1,47 @@
+# ./justw lists these; ./justw NAME runs one.
+set positional-arguments := true
+
+bin := ".venv/bin"
+
+[private]
+default:
+    @"{{ just_executable() }}" --justfile "{{ justfile() }}" --list --unsorted
+
+# Show the product at work: agents run, fail, time out, recover and hand over
+demo: images
+    @scripts/docker-engine {{ bin }}/python -m harness.demo
+
+# Run every test; arguments go to pytest: ./justw test tests/unit -k cron
+test *args: docker-engine
+    @scripts/docker-engine {{ bin }}/pytest "$@"
+
+# Run the tests that need no Docker Engine and no server
+unit *args:
+    @{{ bin }}/pytest tests/unit "$@"
+
+# Measure throughput and latency on this machine
+bench *args: images
+    @scripts/docker-engine {{ bin }}/python -m tests.benchmarks "$@"
+
+# Lint, check the format and check the types
+check:
+    {{ bin }}/ruff check
+    {{ bin }}/ruff format --check
+    {{ bin }}/mypy
+
+# Format, and fix what can be fixed safely
+format:
+    {{ bin }}/ruff format
+    {{ bin }}/ruff check --fix
+
+# Build the sandbox images
+images: docker-engine
+    @scripts/docker-engine {{ bin }}/harness images build
+
+# Make sure that a Docker Engine answers; as root on Debian or Ubuntu, install and start one where none does
+docker-engine:
+    @scripts/docker-engine
+
+# Resolve pyproject.toml into constraints.txt again; arguments go to uv: ./justw lock --upgrade
+lock *args:
+    scripts/lock "$@"
