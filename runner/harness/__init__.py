@@ -1,0 +1,1 @@
+"""Agent Harness: runs autonomous agents around the clock, each run in a throwaway Docker container."""

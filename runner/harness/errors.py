@@ -1,0 +1,151 @@
+"""Every error the product raises on purpose.
+
+One root, `HarnessError`; each class has a stable `code` that logs, the CLI and the API show. Nothing here knows about
+HTTP. A class's docstring says when it is raised; the message of an instance names the value at fault and the remedy.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HarnessError(Exception):
+    """Root of all errors raised on purpose by Agent Harness."""
+
+    #: Stable machine-readable name; never changes once released.
+    code: ClassVar[str] = "harness_error"
+
+    def __init__(self, message: str) -> None:
+        """Keep the sentence that a person will read.
+
+        Args:
+            message: What happened, the value at fault and what to do.
+        """
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidInputError(HarnessError, ValueError):
+    """A value given by the caller is not acceptable."""
+
+    code = "invalid_input"
+
+
+class SettingsError(HarnessError):
+    """A `HARNESS_*` setting is malformed."""
+
+    code = "invalid_settings"
+
+
+class StateRejectedError(InvalidInputError):
+    """A handoff state is not a JSON object, is nested too deeply, or is larger than its bound."""
+
+    code = "state_rejected"
+
+
+class NotFoundError(HarnessError, LookupError):
+    """Nothing is stored under the given id or name."""
+
+    code = "not_found"
+
+
+class AgentNotFoundError(NotFoundError):
+    """No agent has that id or name."""
+
+    code = "agent_not_found"
+
+
+class TaskNotFoundError(NotFoundError):
+    """No task has that id."""
+
+    code = "task_not_found"
+
+
+class ArtifactNotFoundError(NotFoundError):
+    """The agent has no handoff artifact of that version."""
+
+    code = "artifact_not_found"
+
+
+class ConflictError(HarnessError):
+    """The request contradicts what is stored."""
+
+    code = "conflict"
+
+
+class AgentNameTakenError(ConflictError):
+    """Another agent has that name."""
+
+    code = "agent_name_taken"
+
+
+class AgentBusyError(ConflictError):
+    """The agent has an active task, and one at a time is allowed."""
+
+    code = "agent_busy"
+
+
+class VersionConflictError(ConflictError):
+    """Somebody else changed the agent since it was read."""
+
+    code = "version_conflict"
+
+
+class DuplicateFireError(ConflictError):
+    """A task for this fire of the schedule exists already."""
+
+    code = "duplicate_fire"
+
+
+class LeaseLostError(HarnessError):
+    """The claim on a task has expired or was taken over; its holder may write nothing more."""
+
+    code = "lease_lost"
+
+
+class StoreError(HarnessError):
+    """The store could not do what was asked."""
+
+    code = "store_error"
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer."""
+
+    code = "store_unavailable"
+
+
+class StoreBusyError(StoreUnavailableError):
+    """The store answers, but a lock was not released in time."""
+
+    code = "store_busy"
+
+
+class SchemaTooNewError(StoreError):
+    """The store was written by a newer release."""
+
+    code = "schema_too_new"
+
+
+class SandboxError(HarnessError):
+    """A sandbox could not be made, driven or removed."""
+
+    code = "sandbox_error"
+
+
+class EngineUnavailableError(SandboxError):
+    """The Docker Engine does not answer."""
+
+    code = "engine_unavailable"
+
+
+class ImageMissingError(SandboxError):
+    """The image of a sandbox is not on the engine."""
+
+    code = "image_missing"
+
+
+class ImageBuildError(SandboxError):
+    """A sandbox image could not be built."""
+
+    code = "image_build_failed"

@@ -1,0 +1,343 @@
+"""The nouns of the product as frozen pydantic models: agents, tasks, attempts, artifacts, results.
+
+Field names and defaults that the user's API description fixes stay as it writes them. Instants are aware UTC and print
+as RFC 3339 with ``Z``. No behaviour beyond checks of a single value lives here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+from harness.config import AgentConfig
+
+#: Bound on an agent's code and files together, in bytes of UTF-8; keeps a MongoDB document far from its 16 MB.
+MAX_CODE_BYTES = 4 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+def _as_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("an instant needs a time zone; use datetime.now(UTC)")
+    return value.astimezone(UTC)
+
+
+def render_instant(value: datetime) -> str:
+    """Render an instant as RFC 3339 with ``Z`` and no more digits than needed."""
+    return value.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+
+
+#: Aware UTC on the way in, RFC 3339 with ``Z`` on the way out.
+Instant = Annotated[
+    datetime, AfterValidator(_as_utc), PlainSerializer(render_instant, return_type=str, when_used="json")
+]
+
+
+class Model(BaseModel):
+    """Frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskStatus(StrEnum):
+    """Where a task stands. The last four are final."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this status can change no more, short of an explicit retry."""
+        return self not in (TaskStatus.PENDING, TaskStatus.RUNNING)
+
+
+class Reason(StrEnum):
+    """What ended a run; exactly one per attempt."""
+
+    COMPLETED = "completed"
+    EXIT_NONZERO = "exit_nonzero"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANCELLED = "cancelled"
+    #: The runner died or its lease ran out; what the agent did is unknown.
+    LOST = "lost"
+    #: The container ended without a valid result frame.
+    RESULT_LOST = "result_lost"
+    #: The engine failed: no container, or it went away under the run.
+    SANDBOX_ERROR = "sandbox_error"
+    #: The agent ended well, but what it wanted to hand over is not acceptable.
+    STATE_REJECTED = "state_rejected"
+
+    @property
+    def status(self) -> TaskStatus:
+        """The final status of a task whose last attempt ended like this."""
+        if self is Reason.COMPLETED:
+            return TaskStatus.COMPLETED
+        return TaskStatus.CANCELLED if self is Reason.CANCELLED else TaskStatus.FAILED
+
+
+class AgentDraft(Model):
+    """What an owner writes about an agent: everything but what the store adds."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    #: Python source of a one-file agent; empty when `files` is used.
+    code: str = ""
+    #: Text files by relative POSIX path; `entrypoint` names the one that is run.
+    files: dict[str, str] = Field(default_factory=dict)
+    entrypoint: str | None = None
+    #: See `harness.config.AgentConfig` for what may stand here.
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_printable(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise ValueError("a name has no control characters and no blanks at its ends")
+        if name.isdigit():
+            raise ValueError("a name of digits only would be taken for an id; add a letter")
+        return name
+
+    @model_validator(mode="after")
+    def _has_one_program(self) -> Self:
+        options = AgentConfig.parse(self.config)
+        ways = [bool(self.code), bool(self.files), options.command is not None]
+        if sum(ways) != 1:
+            raise ValueError("an agent needs exactly one of code, files with an entrypoint, or config.command")
+        if self.files and self.entrypoint is None:
+            raise ValueError("files need an entrypoint: the path of the file to run")
+        if self.entrypoint is not None and self.entrypoint not in self.files:
+            raise ValueError(f"the entrypoint {self.entrypoint!r} is none of the files")
+        for path in self.files:
+            _check_path(path)
+        size = _utf8_size("code", self.code)
+        size += sum(len(path) + _utf8_size(path, text) for path, text in self.files.items())
+        if size > MAX_CODE_BYTES:
+            raise ValueError(f"code and files are {size:,} bytes, more than the limit of {MAX_CODE_BYTES:,}")
+        return self
+
+
+def _utf8_size(what: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds a lone surrogate at position {error.start}, which is no valid text") from error
+
+
+def _check_path(path: str) -> None:
+    parts = PurePosixPath(path).parts
+    clean = "/".join(parts)
+    if not parts or path.startswith("/") or ".." in parts or clean != path or not path.isprintable():
+        raise ValueError(f"the file path {path!r} must be relative, normal (a/b.py) and without '..'")
+    if len(path) > 400:
+        raise ValueError(f"the file path {path[:40]!r}… is longer than 400 characters")
+
+
+class Agent(AgentDraft):
+    """A stored agent."""
+
+    id: int
+    #: Raised by every change; a change may name the version it was made from.
+    version: int = 1
+    created_at: Instant
+    updated_at: Instant
+
+    @property
+    def options(self) -> AgentConfig:
+        """The typed view of `config`."""
+        return AgentConfig.parse(self.config)
+
+
+class Usage(Model):
+    """What one attempt used, measured inside the sandbox and by the runner."""
+
+    #: Peak of the container's memory, page cache included, as the kernel's cgroup counts it; None when not known.
+    peak_memory_bytes: int | None = None
+    #: CPU time of the agent and all its descendants, user and system.
+    cpu_seconds: float | None = None
+    #: From the job being handed over to the end of the agent.
+    wall_seconds: float | None = None
+    #: From the request for a container to one that takes jobs.
+    container_start_seconds: float | None = None
+    #: All output written, kept or not.
+    output_bytes: int = 0
+
+
+class Attempt(Model):
+    """One container launch of a task."""
+
+    #: Counts from 1; equals the fence of the claim under which it ran.
+    number: int
+    started_at: Instant
+    ended_at: Instant | None = None
+    #: Set before the kill that causes the end, so it may stand here while the attempt still runs.
+    reason: Reason | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    #: Whether output beyond the cap was dropped.
+    output_truncated: bool = False
+    usage: Usage = Usage()
+
+
+class Task(Model):
+    """The record of one run."""
+
+    id: int
+    agent_id: int
+    status: TaskStatus
+    #: What started it: a person, a schedule or a retry by hand.
+    trigger: Literal["manual", "schedule"] = "manual"
+    scheduled_at: Instant
+    created_at: Instant
+    started_at: Instant | None = None
+    completed_at: Instant | None = None
+    #: The run's summary, or the last line of its output.
+    result: str | None = None
+    error: str | None = None
+    retry_count: int = 0
+    #: What ended the last attempt.
+    reason: Reason | None = None
+    attempts: tuple[Attempt, ...] = ()
+    #: Context the caller passed instead of the stored handoff; None when the newest artifact is loaded.
+    context: dict[str, Any] | None = None
+    #: Whether a successful run saves a handoff artifact.
+    save_handoff: bool = True
+    #: When a pending task may start; when a running task's lease ends; None once final.
+    due_at: Instant | None = None
+    lease_owner: str | None = None
+    #: Raised by every claim. Writes of a run carry the fence of their claim; an older one matches nothing.
+    fence: int = 0
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+
+class NewTask(Model):
+    """A task to be stored."""
+
+    agent_id: int
+    trigger: Literal["manual", "schedule"] = "manual"
+    #: None: now, by the store's clock.
+    scheduled_at: Instant | None = None
+    context: dict[str, Any] | None = None
+    save_handoff: bool = True
+    #: ``agent_id:fire_time``; unique in the store. None for runs that no schedule asked for.
+    fire_key: str | None = None
+    #: Unique in the store while the task is active: holds an agent to one active task. None lets several run.
+    active_slot: str | None = None
+
+
+class Claim(Model):
+    """Who takes a task, and for how long."""
+
+    #: Unique per runner process.
+    owner: str
+    lease_seconds: Annotated[float, Field(gt=0)]
+
+
+class Outcome(Model):
+    """How one attempt ended: what is written in a task's final write."""
+
+    reason: Reason
+    exit_code: int | None = None
+    result: str | None = None
+    error: str | None = None
+    output_truncated: bool = False
+    usage: Usage = Usage()
+
+
+class NewArtifact(Model):
+    """State and summary to be saved; the store adds version, run count and time."""
+
+    state: dict[str, Any]
+    summary: str = ""
+
+
+class HandoffArtifact(Model):
+    """What one run left for the next."""
+
+    agent_id: int
+    state: dict[str, Any]
+    summary: str = ""
+    created_at: Instant
+    #: Runs since the state was last cleared, this one included.
+    run_count: int
+    #: Counts up per agent and is never used twice, also across a clear.
+    version: int
+    #: The task that saved it; None when a person did.
+    task_id: int | None = None
+    #: Marks a clear: kept in the history, never loaded.
+    cleared: bool = False
+
+
+class ExecutionResult(Model):
+    """What `AgentExecutor.execute_agent` returns."""
+
+    success: bool
+    stdout: str
+    stderr: str
+    #: Exit code of the agent; 128 + n after signal n; -1 when there is none (the engine or the runner failed).
+    exit_code: int
+    duration_seconds: float
+    error_message: str | None = None
+    task_id: int
+    reason: Reason
+    #: State the agent handed over by `handoff.save`, or the one derived from its output; None after a failure.
+    state: dict[str, Any] | None = None
+    summary: str = ""
+    output_truncated: bool = False
+    usage: Usage = Usage()
+
+
+class ResourceLimits(Model):
+    """Thresholds for `ResourceManager.exceeds_limits`."""
+
+    max_memory_mb: Annotated[float, Field(gt=0)] = 256
+    #: Per cent of one core, so 200.0 is two full cores.
+    max_cpu_percent: Annotated[float, Field(gt=0)] = 80.0
+    #: The process itself and its descendants.
+    max_processes: Annotated[int, Field(ge=1)] = 5
+
+
+class LogChunk(Model):
+    """A piece of an agent's output, as stored."""
+
+    #: Orders the chunks of a task across attempts; made by `log_seq`.
+    seq: int
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+    at: Instant
+
+
+def log_seq(attempt: int, index: int) -> int:
+    """Return the sequence number of an attempt's `index`-th chunk: one number that orders a whole task.
+
+    Attempts up to 2**21 keep it below 2**53, so that JavaScript readers hold it exactly.
+    """
+    return (attempt << 32) | index
+
+
+def log_attempt(seq: int) -> int:
+    """Return the attempt a chunk belongs to."""
+    return seq >> 32
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a longer list, newest first."""
+
+    items: tuple[T, ...]
+    total_count: int
+    limit: int
+    offset: int

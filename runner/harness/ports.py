@@ -1,0 +1,332 @@
+"""The ports: what the core asks of a store, a sandbox and a clock. Each docstring is the contract.
+
+Implementations live in `harness.store` and `harness.sandbox`; `harness.testing` has fakes. The contract suites under
+``tests/contract`` run on every implementation. Nothing here knows MongoDB, SQLite or Docker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from harness.models import (
+    Agent,
+    AgentDraft,
+    Claim,
+    HandoffArtifact,
+    LogChunk,
+    NewArtifact,
+    NewTask,
+    Outcome,
+    Page,
+    Reason,
+    Task,
+    TaskStatus,
+)
+
+
+class Clock(Protocol):
+    """Time. Durations are measured with `monotonic`, instants recorded with `now`."""
+
+    def now(self) -> datetime:
+        """Return the wall-clock time, aware, UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary origin; never steps back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` of monotonic time."""
+
+
+class Store(Protocol):
+    """Agents, tasks, logs and handoff artifacts, durable before a call returns.
+
+    Every method may raise `StoreUnavailableError`. Every write is atomic and idempotent under a driver's retry. Ids
+    are integers counted up from 1 and never used twice. All times a store writes or compares come from its own clock
+    (`now`), so that hosts with skewed clocks agree on who holds a lease.
+    """
+
+    @property
+    def store_id(self) -> str:
+        """Random id made with the store, kept for ever; containers are labelled with it. Needs `open`."""
+
+    async def open(self) -> None:
+        """Connect, create what is missing (idempotent, also from several processes at once), check the schema.
+
+        Raises:
+            SchemaTooNewError: The store was written by a newer release; nothing was changed.
+            StoreUnavailableError: It does not answer; the message says where it was looked for.
+        """
+
+    async def close(self) -> None:
+        """Release connections. Idempotent; also fine when `open` failed or was never called."""
+
+    async def now(self) -> datetime:
+        """Return the store's time, aware UTC, in whole milliseconds."""
+
+    # Agents
+
+    async def create_agent(self, draft: AgentDraft) -> Agent:
+        """Store a new agent.
+
+        Raises:
+            AgentNameTakenError: Another agent has the name.
+        """
+
+    async def get_agent(self, agent_id: int) -> Agent:
+        """Return an agent, or raise `AgentNotFoundError`."""
+
+    async def find_agent(self, name: str) -> Agent:
+        """Return the agent of that name, or raise `AgentNotFoundError`."""
+
+    async def list_agents(self, *, limit: int = 100, offset: int = 0) -> Page[Agent]:
+        """Return agents by falling id."""
+
+    async def update_agent(self, agent_id: int, draft: AgentDraft, *, expected_version: int | None = None) -> Agent:
+        """Replace what the owner wrote; raises the version by one.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+            VersionConflictError: Its version is not `expected_version`.
+            AgentNameTakenError: Another agent has the new name.
+        """
+
+    async def delete_agent(self, agent_id: int) -> None:
+        """Delete an agent with its tasks, logs and artifacts. Interrupted, it can be repeated.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+            AgentBusyError: It has an active task.
+        """
+
+    # Tasks
+
+    async def create_task(self, new: NewTask, *, claim: Claim | None = None) -> Task:
+        """Store a task: pending, or with a `claim` already running under fence 1 with its first attempt begun.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+            DuplicateFireError: A task with this `fire_key` exists.
+            AgentBusyError: An active task holds this `active_slot`; the message names it.
+        """
+
+    async def get_task(self, task_id: int) -> Task:
+        """Return a task, or raise `TaskNotFoundError`."""
+
+    async def list_tasks(
+        self, *, agent_id: int | None = None, status: TaskStatus | None = None, limit: int = 100, offset: int = 0
+    ) -> Page[Task]:
+        """Return tasks by falling id."""
+
+    async def due_tasks(self, *, status: TaskStatus, limit: int = 10) -> Sequence[Task]:
+        """Return tasks of `status` (pending or running) whose `due_at` has passed, earliest first."""
+
+    async def claim_task(self, task: Task, claim: Claim) -> Task | None:
+        """Take a due task by compare-and-set on its id, status and fence.
+
+        A win sets the owner and the lease, raises the fence by one and begins an attempt of that number; an attempt
+        that was still open is closed with reason `lost` unless its reason was already written.
+
+        Returns:
+            The task as claimed, or None when somebody else was faster, or it is no longer due.
+        """
+
+    async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
+        """Prolong a live or expired-but-not-taken-over lease to now + `lease_seconds`; return its new end.
+
+        Raises:
+            LeaseLostError: The task is no longer running under `fence`.
+        """
+
+    async def record_reason(self, task_id: int, fence: int, reason: Reason, error: str | None = None) -> None:
+        """Write down why the current attempt is about to be stopped. The first reason recorded stays.
+
+        Raises:
+            LeaseLostError: The task is no longer running under `fence`.
+        """
+
+    async def finish_task(
+        self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
+    ) -> Task:
+        """Write a task's final status, its attempt's end and its artifact: all of them or none, however it is cut.
+
+        Frees the task's `active_slot`. The artifact is the agent's newest for every later `newest_artifact`, and is
+        saved exactly once per task.
+
+        Raises:
+            LeaseLostError: The task is no longer running under `fence`; nothing was written.
+        """
+
+    # Logs
+
+    async def append_logs(self, task_id: int, fence: int, chunks: Sequence[LogChunk]) -> None:
+        """Add output of the attempt with number `fence`. A chunk that is already stored is left as it is.
+
+        Raises:
+            LeaseLostError: The task is no longer running under `fence`; nothing was written.
+        """
+
+    async def read_logs(self, task_id: int, *, after_seq: int = -1, limit: int = 1000) -> Sequence[LogChunk]:
+        """Return chunks with a higher `seq`, in order."""
+
+    # Handoff artifacts
+
+    async def save_artifact(self, agent_id: int, artifact: NewArtifact) -> HandoffArtifact:
+        """Save an artifact outside of any run; its run count is the newest's plus one.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+
+    async def newest_artifact(self, agent_id: int) -> HandoffArtifact | None:
+        """Return the newest artifact; None when there is none or it was cleared."""
+
+    async def clear_artifact(self, agent_id: int) -> None:
+        """Make the next run a first run, by an artifact marked `cleared`; the history stays. Without one: nothing."""
+
+    async def artifact_history(
+        self, agent_id: int, *, limit: int = 100, before_version: int | None = None
+    ) -> Sequence[HandoffArtifact]:
+        """Return artifacts by falling version, clears included."""
+
+
+OutputStream = Literal["stdout", "stderr"]
+
+#: Called with each piece of output as it comes, in order, from the event loop. It must not block: it decides for
+#: itself what to keep, since the stream is always read to its end so that the agent never stalls on a full pipe.
+OutputSink = Callable[[OutputStream, bytes], None]
+
+#: Awaited before a sandbox is stopped, with the reason and a sentence; bounded in time by the caller.
+BeforeStop = Callable[[Reason, str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """Limits of one sandbox, resolved: all of them, always."""
+
+    memory_bytes: int
+    cpus: float
+    max_processes: int
+    tmp_bytes: int
+    timeout_seconds: float
+    grace_seconds: float
+    output_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLabels:
+    """Whose container it is; found again after a crash by these labels alone."""
+
+    store_id: str
+    task_id: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a container is made from. Holds nothing that must not show in ``docker inspect``."""
+
+    limits: SandboxLimits
+    labels: SandboxLabels
+    #: None: the product's own Python image.
+    image: str | None = None
+    #: None: the image's supervisor takes jobs. Otherwise any program: context as JSON on stdin, judged by exit code.
+    command: tuple[str, ...] | None = None
+    #: Container environment; only for a `command`.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    network: Literal["none", "open"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxJob:
+    """What is sent into a container over stdin."""
+
+    context: Mapping[str, Any]
+    #: What the agent sees as `handoff.task`: agent_id, task_id, attempt, run_count, previous_outcome.
+    task: Mapping[str, Any]
+    #: Text files by relative path, and the one to run; a one-file agent is ``{"main.py": code}``.
+    files: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: str = "main.py"
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxResult:
+    """How one job ended."""
+
+    reason: Reason
+    #: 128 + n after signal n; -1 when there is none.
+    exit_code: int
+    #: A sentence for people; None after success.
+    error: str | None = None
+    #: What the agent gave to `handoff.save`, checked against all bounds; None when it saved nothing.
+    state: dict[str, Any] | None = None
+    summary: str = ""
+    peak_memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    wall_seconds: float | None = None
+
+
+class SandboxSession(Protocol):
+    """One started container, good for one job."""
+
+    @property
+    def container_id(self) -> str:
+        """The engine's id."""
+
+    @property
+    def start_seconds(self) -> float:
+        """Time from the request to a started container."""
+
+    async def run(self, job: SandboxJob, *, sink: OutputSink, before_stop: BeforeStop) -> SandboxResult:
+        """Hand the job over, stream its output, enforce the wall time, and return how it ended.
+
+        All output reaches `sink` before this returns. Never raises for what the agent or the engine does: that is the
+        result's reason. Cancelling it stops the container.
+        """
+
+    async def stop(self, reason: Reason, message: str) -> None:
+        """Ask the running job to end: SIGTERM, after the grace SIGKILL. `run` returns with `reason`.
+
+        Returns when `before_stop` has run and the signal is on its way. The first call decides; later ones do nothing.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedContainer:
+    """A container that carries the product's label."""
+
+    container_id: str
+    labels: SandboxLabels
+    #: The engine's word: created, running, paused, restarting, removing, exited, dead.
+    state: str
+
+
+class Sandbox(Protocol):
+    """Makes throwaway containers."""
+
+    def open(self, spec: SandboxSpec) -> AbstractAsyncContextManager[SandboxSession]:
+        """Create and start a container; on exit it is gone, or quarantined and reported when the engine won't.
+
+        Raises:
+            EngineUnavailableError: The engine does not answer.
+            ImageMissingError: The image is not there; the message says how to get it.
+            SandboxError: The engine refused; the message has its words.
+        """
+
+    async def owned_containers(self, store_id: str) -> Sequence[OwnedContainer]:
+        """Return our containers of that store, in every state (also merely created ones)."""
+
+    async def remove_container(self, container_id: str) -> None:
+        """Kill and remove a container; one that is gone already counts as success.
+
+        Raises:
+            SandboxError: It is still there after all bounded tries.
+        """
+
+    async def close(self) -> None:
+        """Release connections and threads. Idempotent."""

@@ -1,0 +1,79 @@
+"""The settings: one frozen object read from `HARNESS_*` (and Docker's own variables), once.
+
+Nothing else in the product reads the environment. `get_settings` is for programs that pass no settings of their own,
+as the API description's examples do; everything below the composition root takes what it needs as arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from harness.config import MIB, describe_problems
+from harness.errors import SettingsError
+
+
+def _default_data_dir() -> Path:
+    # XDG Base Directory Specification 0.8
+    base = os.environ.get("XDG_DATA_HOME") or ""
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "agent-harness"
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default."""
+
+    model_config = SettingsConfigDict(env_prefix="HARNESS_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    #: Holds the embedded store; made on first use, readable by its owner only.
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    #: Connection string of a MongoDB from 7.0 on. Not set: the embedded SQLite store in `data_dir`.
+    mongodb_uri: SecretStr | None = None
+    mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "agent_harness"
+
+    #: Where the Docker Engine answers. Not set: DOCKER_HOST, the current docker context, the usual sockets.
+    docker_host: str | None = Field(
+        default=None, validation_alias=AliasChoices("HARNESS_DOCKER_HOST", "DOCKER_HOST", "docker_host")
+    )
+    #: Folder with ca.pem, cert.pem and key.pem for an engine behind TLS.
+    docker_cert_path: Path | None = Field(
+        default=None, validation_alias=AliasChoices("HARNESS_DOCKER_CERT_PATH", "DOCKER_CERT_PATH", "docker_cert_path")
+    )
+    docker_tls_verify: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("HARNESS_DOCKER_TLS_VERIFY", "DOCKER_TLS_VERIFY", "docker_tls_verify"),
+    )
+    #: Image of Python agents. Not set: the product's own, built when it is missing.
+    sandbox_image: str | None = None
+
+    #: How long a claim on a running task holds without a heartbeat. A dead runner's task is noticed after this.
+    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    #: Limits for what an agent's config leaves open.
+    cpus: Annotated[float, Field(ge=0.01, le=1024)] = 1.0
+    max_processes: Annotated[int, Field(ge=8, le=32768)] = 64
+    max_tmp_mb: Annotated[int, Field(ge=1)] = 64
+    grace_seconds: Annotated[float, Field(ge=0, le=300)] = 10
+    max_output_bytes: Annotated[int, Field(ge=1024, le=256 * MIB)] = MIB
+    max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = 64 * 1024
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the environment.
+
+        Raises:
+            SettingsError: Naming each malformed variable, without the values of secrets.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError(f"settings are not valid: {describe_problems(error)}") from None
+
+
+@functools.cache
+def get_settings() -> Settings:
+    """Return the settings of this process, read from the environment on the first call."""
+    return Settings.load()
