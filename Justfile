@@ -12,10 +12,12 @@ demo: images
     @scripts/docker-engine {{ bin }}/python -m harness.demo
 
 # Run every test; arguments go to pytest: ./justw test tests/unit -k cron
-test *args: docker-engine
+[no-exit-message]
+test *args:
     @scripts/docker-engine {{ bin }}/pytest "$@"
 
 # Run the tests that need no Docker Engine and no server
+[no-exit-message]
 unit *args:
     @{{ bin }}/pytest tests/unit "$@"
 
@@ -35,13 +37,15 @@ format:
     {{ bin }}/ruff check --fix
 
 # Build the sandbox images
-images: docker-engine
+images:
     @scripts/docker-engine {{ bin }}/harness images build
 
-# Make sure that a Docker Engine answers; as root on Debian or Ubuntu, install and start one where none does
+# Make sure a Docker Engine answers; root on Debian or Ubuntu gets one installed and started where none does
 docker-engine:
     @scripts/docker-engine
 
-# Resolve pyproject.toml into constraints.txt again; arguments go to uv: ./justw lock --upgrade
+# Write constraints.txt anew from pyproject.toml; arguments go to uv: ./justw lock --upgrade
 lock *args:
-    scripts/lock "$@"
+    @{{ bin }}/pip install --quiet uv
+    @{{ bin }}/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate \
+        --custom-compile-command "./justw lock" --output-file constraints.txt "$@" pyproject.toml
