@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         default=False,
         validation_alias=AliasChoices("HARNESS_DOCKER_TLS_VERIFY", "DOCKER_TLS_VERIFY", "docker_tls_verify"),
     )
+    #: Where a rootless engine keeps its socket; XDG Base Directory Specification.
+    runtime_dir: Path = Field(
+        default_factory=lambda: Path(f"/run/user/{os.getuid()}"),
+        validation_alias=AliasChoices("XDG_RUNTIME_DIR", "runtime_dir"),
+    )
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
 

@@ -1,0 +1,1 @@
+"""The Docker implementation of `harness.ports.Sandbox`. Only files of this package import ``docker``."""

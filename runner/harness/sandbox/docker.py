@@ -1,0 +1,125 @@
+"""`DockerSandbox`: a throwaway container per job on a plain Docker Engine.
+
+create → attach → start → (the session: job frame → stream → wait → inspect) → remove, always in this order and always
+to its end: whatever happens inside ``open``, the container is gone when it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from docker import APIClient
+
+from harness.aio import uninterrupted
+from harness.clock import SystemClock
+from harness.errors import ImageMissingError, SandboxError
+from harness.ports import Clock, OwnedContainer, SandboxLabels, SandboxSpec
+from harness.sandbox.engine import Engine, EngineRefusedError
+from harness.sandbox.hostconfig import (
+    LABEL_FENCE,
+    LABEL_STORE,
+    LABEL_TASK,
+    SANDBOX_USER,
+    container_labels,
+    container_name,
+    host_config,
+)
+from harness.sandbox.images import SandboxImages
+from harness.sandbox.session import DockerSession
+
+logger = logging.getLogger(__name__)
+
+#: Tries to remove a container, and the pause between two, in seconds.
+REMOVE_TRIES = 20
+REMOVE_PAUSE_SECONDS = 0.5
+
+
+class DockerSandbox:
+    """`harness.ports.Sandbox` on one Docker Engine."""
+
+    def __init__(self, engine: Engine, images: SandboxImages, *, clock: Clock | None = None) -> None:
+        self.engine = engine
+        self.images = images
+        self._clock = clock or SystemClock()
+
+    @asynccontextmanager
+    async def open(self, spec: SandboxSpec) -> AsyncIterator[DockerSession]:
+        """Create and start a container; see the port."""
+        image = spec.image or await self.images.ensure_default()
+        began = self._clock.monotonic()
+        name = container_name(spec.labels)
+        writer: asyncio.StreamWriter | None = None
+        try:
+            container_id = await uninterrupted(self._create(name, image, spec))
+            reader, writer = await self.engine.open_attach(container_id)
+            await uninterrupted(self.engine.call(APIClient.start, container_id))
+            start_seconds = self._clock.monotonic() - began
+            yield DockerSession(self.engine, spec, container_id, start_seconds, (reader, writer), self._clock)
+        finally:
+            if writer is not None:
+                writer.close()
+            await uninterrupted(self._discard(name))
+
+    async def _create(self, name: str, image: str, spec: SandboxSpec) -> str:
+        def create(client: APIClient) -> str:
+            created = client.create_container(
+                image,
+                entrypoint=list(spec.command) if spec.command else None,
+                name=name,
+                user=SANDBOX_USER,
+                hostname="sandbox",
+                environment=dict(spec.environment),
+                stdin_open=True,
+                labels=container_labels(spec.labels),
+                host_config=client.create_host_config(**host_config(spec.limits, spec.network)),
+            )
+            return str(created["Id"])
+
+        try:
+            return await self.engine.call(create)
+        except ImageMissingError as error:
+            remedy = f"docker pull {image}" if spec.image else "harness images build"
+            raise ImageMissingError(f"the engine does not have the image {image!r}; run: {remedy}") from error
+
+    async def _discard(self, name: str) -> None:
+        try:
+            await self.remove_container(name)
+        except SandboxError as error:
+            # Its labels stay, so every later sweep finds it and tries again.
+            logger.error("container quarantined: %s", error, extra={"action": "container_quarantined"})
+
+    async def owned_containers(self, store_id: str) -> Sequence[OwnedContainer]:
+        """Return our containers of a store, in every state."""
+        wanted = {"label": f"{LABEL_STORE}={store_id}"}
+        found = []
+        for entry in await self.engine.call(APIClient.containers, all=True, filters=wanted):
+            labels = entry["Labels"]
+            with contextlib.suppress(KeyError, ValueError):  # bears our label, yet was not made by us
+                whose = SandboxLabels(store_id, int(labels[LABEL_TASK]), int(labels[LABEL_FENCE]))
+                found.append(OwnedContainer(entry["Id"], whose, entry["State"]))
+        return found
+
+    async def remove_container(self, container_id: str) -> None:
+        """Kill and remove a container; see the port."""
+        problem = ""
+        for attempt in range(REMOVE_TRIES):
+            if attempt:
+                await self._clock.sleep(REMOVE_PAUSE_SECONDS)
+            try:
+                await self.engine.call(APIClient.remove_container, container_id, v=True, force=True)
+            except EngineRefusedError as error:
+                if error.status == 404:
+                    return
+                # 409 is "already in progress"; 500 can be a device that is busy for a moment.
+                problem = error.message
+            else:
+                return
+        raise SandboxError(f"container {container_id} can't be removed: {problem}")
+
+    async def close(self) -> None:
+        """Release connections and threads."""
+        await self.engine.close()

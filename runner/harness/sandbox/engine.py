@@ -1,0 +1,296 @@
+"""The connection to one Docker Engine: control calls through the SDK, streams owned by asyncio.
+
+The SDK blocks, so its calls run in a small pool of threads. What lasts as long as a container (attach, wait) does not:
+those are sockets of the event loop, so a running container costs no thread. Docker's own errors become ours here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import docker
+import docker.errors
+import docker.tls
+import requests
+
+from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
+
+T = TypeVar("T")
+
+#: Threads, and connections, for control calls; each call lasts milliseconds.
+CONTROL_THREADS = 8
+#: Bound on one control call, in seconds. A start can take long on a loaded machine.
+CONTROL_TIMEOUT_SECONDS = 60
+#: Bound on connecting and on the head of an answer.
+CONNECT_TIMEOUT_SECONDS = 10
+#: Read-ahead of a stream, in bytes; a container that writes faster waits.
+STREAM_BUFFER_BYTES = 1 << 20
+
+_USUAL_SOCKET = Path("/var/run/docker.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """Where an engine answers."""
+
+    #: ``unix:///…`` or ``tcp://host:port``.
+    url: str
+    #: Folder with ca.pem, cert.pem and key.pem; None: no TLS.
+    cert_path: Path | None = None
+    tls_verify: bool = True
+
+    def tls_config(self) -> docker.tls.TLSConfig | None:
+        """Return the SDK's form of the TLS settings."""
+        if self.cert_path is None:
+            return None
+        pair = (str(self.cert_path / "cert.pem"), str(self.cert_path / "key.pem"))
+        return docker.tls.TLSConfig(
+            client_cert=pair, ca_cert=str(self.cert_path / "ca.pem"), verify=self.tls_verify
+        )
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Return asyncio's form of the TLS settings."""
+        if self.cert_path is None:
+            return None
+        context = ssl.create_default_context(cafile=str(self.cert_path / "ca.pem"))
+        context.load_cert_chain(self.cert_path / "cert.pem", self.cert_path / "key.pem")
+        if not self.tls_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def find_engine(
+    docker_host: str | None, *, cert_path: Path | None, tls_verify: bool, runtime_dir: Path
+) -> EngineAddress:
+    """Pick the engine: the one named, else the current docker context's, else the usual sockets.
+
+    Args:
+        docker_host: As in ``DOCKER_HOST``; None when nothing is named.
+        cert_path: As in ``DOCKER_CERT_PATH``; used with TLS only.
+        tls_verify: As in ``DOCKER_TLS_VERIFY``.
+        runtime_dir: ``XDG_RUNTIME_DIR``, where a rootless engine has its socket.
+
+    Raises:
+        EngineUnavailableError: The address is of a kind that can't be used.
+    """
+    if docker_host is not None:
+        scheme = urlsplit(docker_host).scheme
+        if scheme not in ("unix", "tcp", "http", "https"):
+            raise EngineUnavailableError(
+                f"the Docker host {docker_host!r} can't be used: give unix:///path/to/docker.sock or tcp://host:port"
+            )
+        with_tls = cert_path is not None and (tls_verify or scheme == "https")
+        return EngineAddress(docker_host, cert_path if with_tls else None, tls_verify)
+    context_host = _context_host()
+    if context_host is not None:
+        return EngineAddress(context_host)
+    rootless = runtime_dir / "docker.sock"
+    usual = rootless if rootless.exists() and not _USUAL_SOCKET.exists() else _USUAL_SOCKET
+    return EngineAddress(f"unix://{usual}")
+
+
+def _context_host() -> str | None:
+    """Return the address of the current docker context when it is a local socket other than the default one."""
+    with contextlib.suppress(docker.errors.DockerException, OSError, ValueError):
+        context = docker.ContextAPI.get_current_context()
+        if context.name != "default" and str(context.Host or "").startswith("unix://"):
+            return str(context.Host)
+    return None
+
+
+class Engine:
+    """One Docker Engine. Connects on first use; `close` releases connections and threads."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        self.address = address
+        self._threads = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="docker")
+        self._client: docker.APIClient | None = None
+        self._connecting = asyncio.Lock()
+
+    async def call(self, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Run one blocking SDK method, given unbound: ``engine.call(APIClient.inspect_container, id)``.
+
+        Raises:
+            EngineUnavailableError: No answer.
+            ImageMissingError: The engine does not have the image.
+            SandboxError: The engine said no; the message has its words.
+        """
+        client = await self._connected()
+        return await self._in_thread(partial(method, client, *args, **kwargs))
+
+    async def _connected(self) -> docker.APIClient:
+        async with self._connecting:
+            if self._client is None:
+                self._client = await self._in_thread(self._connect)
+            return self._client
+
+    def _connect(self) -> docker.APIClient:
+        return docker.APIClient(
+            base_url=self.address.url,
+            version="auto",
+            timeout=CONTROL_TIMEOUT_SECONDS,
+            tls=self.address.tls_config() or False,
+            num_pools=CONTROL_THREADS,
+            max_pool_size=CONTROL_THREADS,
+        )
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._translated, work)
+
+    def _translated(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except docker.errors.ImageNotFound as error:
+            raise ImageMissingError(f"the engine does not have the image: {error.explanation}") from error
+        except docker.errors.APIError as error:
+            raise EngineRefusedError(str(error.explanation or error), error.status_code or 0) from error
+        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+            raise self.unavailable(error) from error
+
+    def unavailable(self, error: BaseException) -> EngineUnavailableError:
+        """Say that the engine does not answer, where it was looked for, and what to do."""
+        return EngineUnavailableError(
+            f"the Docker Engine at {self.address.url} does not answer ({_innermost(error)}); "
+            "start it, or set DOCKER_HOST to where it is"
+        )
+
+    async def open_attach(self, container_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Attach to all three standard streams of a container; do it before the start, so that no output is lost.
+
+        Returns:
+            A reader of multiplexed frames (`demultiplex`) and a writer to stdin. The caller closes the writer.
+        """
+        query = "stream=1&stdin=1&stdout=1&stderr=1"
+        head = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
+        return await self._request("POST", f"/containers/{quote(container_id)}/attach?{query}", "HTTP/1.1", head)
+
+    async def wait(self, container_id: str) -> int:
+        """Wait until a started container runs no more; return its exit code. Costs a socket, not a thread."""
+        # HTTP/1.0, so that the answer is not chunked: it ends when the engine closes the connection.
+        path = f"/containers/{quote(container_id)}/wait?condition=not-running"
+        reader, writer = await self._request("POST", path, "HTTP/1.0", "")
+        try:
+            answer = json.loads(await reader.read())
+        except (OSError, ValueError) as error:
+            raise self.unavailable(error) from error
+        finally:
+            await close_stream(writer)
+        return int(answer["StatusCode"])
+
+    async def _request(
+        self, method: str, path: str, version: str, head: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        client = await self._connected()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                reader, writer = await self._connect_stream()
+                try:
+                    request = f"{method} /v{client.api_version}{path} {version}\r\nHost: docker\r\n{head}\r\n"
+                    writer.write(request.encode())
+                    await writer.drain()
+                    answer = await reader.readuntil(b"\r\n\r\n")
+                    status = int(answer.split(b" ", 2)[1])
+                    if status >= 300:
+                        raise EngineRefusedError(await _refusal(reader), status)
+                except BaseException:
+                    await close_stream(writer)
+                    raise
+        except (OSError, EOFError, TimeoutError, ValueError, asyncio.LimitOverrunError) as error:
+            raise self.unavailable(error) from error
+        return reader, writer
+
+    async def _connect_stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        url = urlsplit(self.address.url)
+        if url.scheme == "unix":
+            return await asyncio.open_unix_connection(url.path, limit=STREAM_BUFFER_BYTES)
+        context = self.address.ssl_context()
+        port = url.port or (2376 if context else 2375)
+        return await asyncio.open_connection(url.hostname, port, ssl=context, limit=STREAM_BUFFER_BYTES)
+
+    async def close(self) -> None:
+        """Release connections and threads; calls still running end first. Idempotent."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        await asyncio.to_thread(self._threads.shutdown, wait=True)
+
+
+class EngineRefusedError(SandboxError):
+    """The engine answered with an error."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        #: HTTP status of the answer.
+        self.status = status
+
+
+async def demultiplex(reader: asyncio.StreamReader, sink: Callable[[int, bytes], None]) -> None:
+    """Read an attach stream to its end, passing on (1 for stdout or 2 for stderr, bytes).
+
+    Frames have an 8-byte header: stream, three zeros, big-endian length (Docker Engine API, ContainerAttach). An agent
+    that prints lines makes a frame per line, so frames are parsed a buffer at a time and neighbours passed on as one.
+    """
+    buffer = bytearray()
+    while True:
+        try:
+            data = await reader.read(STREAM_BUFFER_BYTES)
+        except ConnectionError:
+            # How a dying engine ends a stream; what became of the container is asked separately.
+            return
+        if not data:
+            return
+        buffer += data
+        _pass_on(buffer, sink)
+
+
+def _pass_on(buffer: bytearray, sink: Callable[[int, bytes], None]) -> None:
+    """Take all complete frames from the front of `buffer`."""
+    at, stream, pieces = 0, 0, list[bytes]()
+    while len(buffer) - at >= 8:
+        end = at + 8 + int.from_bytes(buffer[at + 4 : at + 8], "big")
+        if end > len(buffer):
+            break
+        if buffer[at] != stream and pieces:
+            sink(stream, b"".join(pieces))
+            pieces.clear()
+        stream = buffer[at]
+        pieces.append(bytes(buffer[at + 8 : end]))
+        at = end
+    if pieces:
+        sink(stream, b"".join(pieces))
+    del buffer[:at]
+
+
+async def close_stream(writer: asyncio.StreamWriter) -> None:
+    """Close a stream; errors of a connection that is being thrown away say nothing new."""
+    writer.close()
+    with contextlib.suppress(OSError, ssl.SSLError):
+        await writer.wait_closed()
+
+
+async def _refusal(reader: asyncio.StreamReader) -> str:
+    body = await reader.read(4096)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])["message"])
+    return body.decode(errors="replace")
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__context__ is not None or error.__cause__ is not None:
+        inner = error.__cause__ or error.__context__
+        if inner is None or isinstance(inner, KeyError):
+            break
+        error = inner
+    return str(error) or type(error).__name__

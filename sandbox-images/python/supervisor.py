@@ -1,0 +1,428 @@
+"""PID 1 of a Python sandbox: takes one job from stdin, runs it in a forked child, reports on stdout, ends.
+
+The child is forked *before* anything is read, so that the nonce which proves a report genuine never was in the memory
+of a process that runs agent code; and this process makes itself unreadable (PR_SET_DUMPABLE) before the child gets
+its job. What may be changed here must keep these two orders. The wire format is described, and parsed, in
+``harness/sandbox/frames.py``; change both together. Standard library only; every import costs start-up time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+JOB_MAGIC = b"AHJ1"
+RESULT_MAGIC = b"\x00AHR1"
+#: Exit code for "stdin closed": the runner is gone, so nobody waits for a report.
+EXIT_RUNNER_GONE = 113
+#: What the runner allows beyond the wall time before this process ends the run itself: it may be frozen or cut off.
+BACKSTOP_SECONDS = 5.0
+AGENT_DIR = "/tmp/agent"  # noqa: S108 - the sandbox's own tmpfs, empty and private
+MAX_ERROR_BYTES = 4096
+PR_SET_DUMPABLE = 4
+
+
+def main() -> None:
+    """Run one job."""
+    job_read, job_write = os.pipe()
+    report_read, report_write = os.pipe()
+    agent = os.fork()
+    if agent == 0:
+        os.close(job_write)
+        os.close(report_read)
+        agent_main(job_read, report_write)
+    os.close(job_read)
+    os.close(report_write)
+    forbid_inspection()
+    Supervisor(agent, job_write, report_read).run()
+
+
+# The supervisor's side
+
+
+class Supervisor:
+    """Watches the agent until it ended, then reports."""
+
+    def __init__(self, agent: int, job_pipe: int, report_pipe: int) -> None:
+        self.agent = agent
+        self.job_pipe = job_pipe
+        self.inbox = bytearray()
+        self.reports = Reports(report_pipe)
+        self.private: dict[str, Any] = {}
+        self.status: int | None = None
+        self.cpu_seconds = 0.0
+        self.max_rss_bytes = 0
+        self.started_at = 0.0
+        self.ended_at = 0.0
+        self.stopped_by: str | None = None
+        self.kill_at: float | None = None
+
+    def run(self) -> None:
+        """Take the job, wait for the agent's end, report."""
+        wake_read, wake_write = os.pipe()
+        for fd in (wake_read, wake_write):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _noop)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+        poll = select.poll()
+        for fd in (0, wake_read, self.reports.fd):
+            poll.register(fd, select.POLLIN)
+        while self.status is None:
+            for fd, _ in poll.poll(self._poll_milliseconds()):
+                if fd == 0:
+                    self._read_stdin()
+                elif fd == wake_read:
+                    os.read(wake_read, 4096)
+                elif not self.reports.read():
+                    poll.unregister(fd)
+            self._reap()
+            if self.kill_at is not None and time.monotonic() >= self.kill_at:
+                self.stopped_by = self.stopped_by or "backstop"
+                self.kill_at = None
+                os.kill(self.agent, signal.SIGKILL)
+        self.ended_at = time.monotonic()
+        self._end_all_others()
+        while self.reports.read():
+            pass
+        self._write_result()
+
+    def _poll_milliseconds(self) -> float | None:
+        if self.kill_at is None:
+            return None
+        return max(0.0, self.kill_at - time.monotonic()) * 1000 + 1
+
+    def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stop("signal")
+
+    def _stop(self, by: str) -> None:
+        if self.stopped_by is None and self.status is None:
+            self.stopped_by = by
+            self.kill_at = time.monotonic() + float(self.private.get("grace_seconds", 0))
+            os.kill(self.agent, signal.SIGTERM)
+
+    def _read_stdin(self) -> None:
+        data = os.read(0, 1 << 16)
+        if not data:
+            # Only our supervisor's runner holds the other end. All processes of this namespace end with PID 1.
+            os._exit(EXIT_RUNNER_GONE)
+        self.inbox += data
+        while len(self.inbox) >= 9:
+            if self.inbox[:4] != JOB_MAGIC:
+                sys.exit("supervisor: stdin holds no frame of the harness")
+            length = int.from_bytes(self.inbox[5:9], "big")
+            if len(self.inbox) < 9 + length:
+                return
+            kind, payload = self.inbox[4:5], bytes(self.inbox[9 : 9 + length])
+            del self.inbox[: 9 + length]
+            if kind == b"P":
+                self.private = json.loads(payload)
+                self.reports.max_bytes = self.private["state_bytes"] + 16 * 1024
+            elif kind == b"J":
+                self._hand_over(payload)
+            elif kind == b"S":
+                self._stop("runner")
+
+    def _hand_over(self, payload: bytes) -> None:
+        self.started_at = time.monotonic()
+        self.kill_at = (
+            self.started_at + self.private["timeout_seconds"] + self.private["grace_seconds"] + BACKSTOP_SECONDS
+        )
+        view = memoryview(len(payload).to_bytes(4, "big") + payload)
+        try:
+            while view:
+                view = view[os.write(self.job_pipe, view) :]
+            os.close(self.job_pipe)
+        except BrokenPipeError:
+            pass  # it was killed before it had its job; its status tells
+
+    def _reap(self) -> bool:
+        """Collect the ended; return whether any process is left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self.cpu_seconds += usage.ru_utime + usage.ru_stime
+            self.max_rss_bytes = max(self.max_rss_bytes, usage.ru_maxrss * 1024)
+            if pid == self.agent:
+                self.status = status
+
+    def _end_all_others(self) -> None:
+        # Nobody else may hold stdout when the report is written.
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            if not self._reap():
+                return
+            time.sleep(0.001)
+
+    def _write_result(self) -> None:
+        import hashlib
+
+        assert self.status is not None
+        header = {
+            "exit_code": os.waitstatus_to_exitcode(self.status),
+            "stopped_by": self.stopped_by,
+            "saved": self.reports.saved is not None,
+            "refused": self.reports.refused,
+            "error": self.reports.error,
+            "setup_error": self.reports.setup_error,
+            "peak_memory_bytes": peak_memory_bytes() or self.max_rss_bytes,
+            "cpu_seconds": round(self.cpu_seconds, 6),
+            "wall_seconds": round(self.ended_at - self.started_at, 6) if self.started_at else 0.0,
+            "oom_kills": oom_kills(),
+        }
+        head = json.dumps(header).encode()
+        payload = len(head).to_bytes(4, "big") + head + (self.reports.saved or b"")
+        frame = RESULT_MAGIC + self.private.get("nonce", "").encode() + len(payload).to_bytes(4, "big")
+        view = memoryview(frame + hashlib.sha256(payload).digest() + payload)
+        os.set_blocking(1, True)  # the agent shares the pipe and may have changed it
+        while view:
+            view = view[os.write(1, view) :]
+
+
+class Reports:
+    """Messages from the agent's process: bounded, and never trusted, since agent code can write to the pipe."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.max_bytes = 0
+        self.saved: bytes | None = None
+        self.refused: str | None = None
+        self.error: str | None = None
+        self.setup_error: str | None = None
+        self._buffer = bytearray()
+        self._skip = 0
+
+    def read(self) -> bool:
+        """Take in what is there; return whether more may come."""
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        self._buffer += data
+        while self._buffer:
+            if self._skip:
+                cut = min(self._skip, len(self._buffer))
+                del self._buffer[:cut]
+                self._skip -= cut
+                continue
+            if len(self._buffer) < 5:
+                break
+            length = int.from_bytes(self._buffer[1:5], "big")
+            if length > self.max_bytes:
+                self.saved, self.refused = None, f"the message of {length:,} bytes is over the limit"
+                self._skip = length
+                del self._buffer[:5]
+                continue
+            if len(self._buffer) < 5 + length:
+                break
+            kind, payload = bytes(self._buffer[:1]), bytes(self._buffer[5 : 5 + length])
+            del self._buffer[: 5 + length]
+            self._take(kind, payload)
+        return bool(data)
+
+    def _take(self, kind: bytes, payload: bytes) -> None:
+        text = payload[:MAX_ERROR_BYTES].decode(errors="replace")
+        if kind == b"S":
+            self.saved, self.refused = payload, None
+        elif kind == b"R":
+            self.saved, self.refused = None, text
+        elif kind == b"E":
+            self.error = text
+        elif kind == b"X":
+            self.setup_error = text
+
+
+def forbid_inspection() -> None:
+    """Close /proc/1/mem, /proc/1/fd and ptrace to processes of the same user: prctl(2), PR_SET_DUMPABLE."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        sys.exit(f"supervisor: prctl(PR_SET_DUMPABLE) failed: {os.strerror(ctypes.get_errno())}")
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the peak of this container's cgroup: v2 (Linux 5.19 on), else v1."""
+    for path in ("/sys/fs/cgroup/memory.peak", "/sys/fs/cgroup/memory/memory.max_usage_in_bytes"):
+        text = _read(path)
+        if text.strip().isdigit():
+            return int(text)
+    return None
+
+
+def oom_kills() -> int:
+    """Return how many processes of this container the kernel killed for memory: v2, else v1 (Linux 4.13 on)."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        for line in _read(path).splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _noop(_signal: int, _frame: FrameType | None) -> None:
+    """Have the signal wake the poll instead of being ignored."""
+
+
+# The agent's side
+
+
+def agent_main(job_pipe: int, report_pipe: int) -> NoReturn:
+    """Wait for the job, run it as ``__main__``, end as the interpreter would."""
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    prefer_me_for_oom()
+    import handoff
+
+    size = int.from_bytes(read_exactly(job_pipe, 4), "big")
+    job = json.loads(read_exactly(job_pipe, size))
+    os.close(job_pipe)
+    handoff.bind(report_pipe, job["state_bytes"], job["context"], job["task"])
+    os.environ.update(job["env"])
+    code = 1
+    try:
+        path = unpack(job["files"], job["entrypoint"])
+    except (OSError, ValueError) as error:
+        handoff.send(b"X", f"the agent's files could not be written: {error}".encode(errors="replace"))
+    else:
+        code = run_script(path, job["context"])
+    os._exit(finalize(code))
+
+
+def prefer_me_for_oom() -> None:
+    """Have the kernel kill the agent, not the supervisor, when the container's memory is full: proc(5)."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass  # not offered by every runtime; the supervisor's end is then reported by the engine
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    """Read `count` bytes; the supervisor ended when there are fewer."""
+    parts = []
+    while count:
+        data = os.read(fd, min(count, 1 << 20))
+        if not data:
+            os._exit(EXIT_RUNNER_GONE)
+        parts.append(data)
+        count -= len(data)
+    return b"".join(parts)
+
+
+def unpack(files: dict[str, str], entrypoint: str) -> str:
+    """Write the agent's files below its directory and return the path of the one to run."""
+    os.mkdir(AGENT_DIR)
+    for name, text in files.items():
+        path = f"{AGENT_DIR}/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    return f"{AGENT_DIR}/{entrypoint}"
+
+
+def run_script(path: str, context: dict[str, Any]) -> int:
+    """Run a file as ``__main__`` with `context` among its globals; return the exit code."""
+    import types
+
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=path, __builtins__=__builtins__, context=context)
+    sys.modules["__main__"] = module
+    sys.argv = [path]
+    sys.path.insert(0, os.path.dirname(path))
+    os.chdir(AGENT_DIR)
+    for stream in (sys.stdout, sys.stderr):
+        # Lines are seen while the run lives, and survive a kill.
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+        exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - running code is what this image is for
+    except SystemExit as stop:
+        return exit_code(stop)
+    except BaseException as error:  # noqa: BLE001 - what the interpreter does at top level
+        return show_error(error)
+    return 0
+
+
+def exit_code(stop: SystemExit) -> int:
+    """Turn ``sys.exit(…)`` into an exit code as the interpreter does."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    print(stop.code, file=sys.stderr)
+    report_error(str(stop.code))
+    return 1
+
+
+def show_error(error: BaseException) -> int:
+    """Print the traceback without the supervisor's own frame, and pass its last line on."""
+    import traceback
+
+    error = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
+    sys.excepthook(type(error), error, error.__traceback__)
+    report_error(traceback.format_exception_only(error)[-1].strip())
+    return 1
+
+
+def report_error(text: str) -> None:
+    """Tell the supervisor in one line what ended the agent."""
+    import handoff
+
+    try:
+        handoff.send(b"E", text[:MAX_ERROR_BYTES].encode(errors="replace"))
+    except OSError:
+        pass  # the agent closed the pipe; the traceback on stderr remains
+
+
+def finalize(code: int) -> int:
+    """Do what interpreter shutdown does for a program: join threads, run atexit, flush. Skips freeing memory."""
+    import atexit
+
+    threading = sys.modules.get("threading")
+    try:
+        if threading is not None:
+            threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException as error:  # noqa: BLE001 - reported as the interpreter would
+        code = code or show_error(error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            code = code or 120  # what CPython exits with when flushing fails
+    return code
+
+
+if __name__ == "__main__":
+    main()
