@@ -15,11 +15,20 @@ from harness.errors import InvalidInputError
 
 MIB = 1024 * 1024
 
+#: Bound on a handoff state where neither the agent nor the settings say otherwise, as compact JSON in UTF-8.
+DEFAULT_MAX_STATE_BYTES = 64 * 1024
+
+#: Longest interval of a schedule: ten years.
+MAX_INTERVAL_MINUTES = 10 * 365 * 24 * 60
+
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Agents' environments hold secrets, and pydantic's own messages quote what they refuse.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class ScheduleConfig(_Section):
@@ -27,7 +36,7 @@ class ScheduleConfig(_Section):
 
     #: ``interval`` uses `interval_minutes`, ``cron`` uses `cron`.
     type: Literal["interval", "cron"]
-    interval_minutes: Annotated[int, Field(ge=1)] | None = None
+    interval_minutes: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES)] | None = None
     #: Five-field cron expression.
     cron: str | None = None
     enabled: bool = True
@@ -87,6 +96,14 @@ class AgentConfig(_Section):
                 raise ValueError(f"the value of {name} holds a NUL byte")
         return env
 
+    @field_validator("command")
+    @classmethod
+    def _arguments_hold_no_nul(cls, command: list[str] | None) -> list[str] | None:
+        for argument in command or ():
+            if "\0" in argument:
+                raise ValueError("an argument holds a NUL byte, which no program can be given")
+        return command
+
     @classmethod
     def parse(cls, config: dict[str, Any]) -> AgentConfig:
         """Check a config dict.
@@ -101,15 +118,23 @@ class AgentConfig(_Section):
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Render pydantic's findings as one readable line: ``limits.cpus: Input should be … (got -1)``."""
+    """Render pydantic's findings as one readable line: ``limits.cpus: Input should be … (got -1)``.
+
+    Quotes single values only, and none under ``env``: what an agent's environment holds is secret.
+    """
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         path = ".".join(str(part) for part in problem["loc"]) or "value"
-        got = "" if problem["type"] == "missing" else f" (got {_brief(problem['input'])})"
+        # Under a name that is not known here may stand anything, a password too.
+        quiet = problem["type"] in ("missing", "extra_forbidden") or "env" in problem["loc"]
+        got = "" if quiet else quote_value(problem["input"])
         lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(lines)
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def quote_value(value: object) -> str:
+    """Render a refused value for the end of a message; nothing for a list or a mapping, whose path says more."""
+    if not isinstance(value, str | int | float | None):
+        return ""
+    text = repr(value[:80]) if isinstance(value, str) else f"{value}"
+    return f" (got {text if len(text) <= 80 else text[:77] + '...'})"

@@ -67,6 +67,12 @@ class ArtifactNotFoundError(NotFoundError):
     code = "artifact_not_found"
 
 
+class ProcessNotFoundError(NotFoundError):
+    """No process has that id, or it has ended."""
+
+    code = "process_not_found"
+
+
 class ConflictError(HarnessError):
     """The request contradicts what is stored."""
 

@@ -8,15 +8,20 @@ Pure functions; nothing here does I/O.
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from harness.errors import InvalidInputError
 
 #: Deepest nesting accepted. Far above what a state needs, far below where JSON parsers hit their recursion limits.
 MAX_DEPTH = 64
 
-#: Longest integer accepted, in decimal digits: CPython's own limit for int <-> str conversion (PEP 682 era default).
+#: Longest integer accepted. CPython converts no more than 4,300 decimal digits, of at least 3 bits each.
 _MAX_INT_BITS = 4300 * 3
+
+#: What messages quote of a path, and of one key in it.
+_MAX_PATH_CHARS = 200
+_MAX_STEP_CHARS = 60
 
 
 def encode_document(value: object, *, what: str, max_bytes: int | None = None) -> str:
@@ -38,13 +43,11 @@ def encode_document(value: object, *, what: str, max_bytes: int | None = None) -
         raise InvalidInputError(f"{what} must be a JSON object (a dict), got {type(value).__name__}")
     check_json(value, what=what)
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        bad = error.object[error.start]
-        raise InvalidInputError(f"{what} holds the lone surrogate {bad!r}, which is no valid text") from error
+    size = len(text.encode())
     if max_bytes is not None and size > max_bytes:
-        raise InvalidInputError(f"{what} is {size:,} bytes of JSON, more than the limit of {max_bytes:,} bytes")
+        raise InvalidInputError(
+            f"{what} is {size:,} bytes of JSON, more than the limit of {max_bytes:,} bytes"
+        )
     return text
 
 
@@ -61,9 +64,12 @@ def decode_document(text: str | bytes, *, what: str, max_bytes: int | None = Non
     """
     size = len(text.encode(errors="surrogatepass")) if isinstance(text, str) else len(text)
     if max_bytes is not None and size > max_bytes:
-        raise InvalidInputError(f"{what} is {size:,} bytes of JSON, more than the limit of {max_bytes:,} bytes")
+        raise InvalidInputError(
+            f"{what} is {size:,} bytes of JSON, more than the limit of {max_bytes:,} bytes"
+        )
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        # Told apart here: given bytes, json.loads guesses between UTF-8, -16 and -32.
+        value = json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant)
     except RecursionError:
         raise InvalidInputError(f"{what} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -78,30 +84,77 @@ def check_json(value: object, *, what: str) -> None:
     """Refuse what JSON cannot hold exactly, without recursion, so that depth is a number and not a crash.
 
     Raises:
-        InvalidInputError: Naming the path of the first offending value.
+        InvalidInputError: Naming the path of the first offending value found.
     """
-    stack: list[tuple[object, str, int]] = [(value, what, 0)]
+    stack: list[tuple[object, _Place, int]] = [(value, _Place(None, what), 0)]
     while stack:
-        item, path, depth = stack.pop()
+        item, place, depth = stack.pop()
         if depth > MAX_DEPTH:
-            raise InvalidInputError(f"{what} is nested deeper than {MAX_DEPTH} levels (at {path[:120]}…)")
+            raise InvalidInputError(f"{what} is nested deeper than {MAX_DEPTH} levels (at {place})")
         if isinstance(item, dict):
             for key, inner in item.items():
-                if not isinstance(key, str):
-                    raise InvalidInputError(
-                        f"{path} has the key {key!r} ({type(key).__name__}); JSON keys are strings, use {str(key)!r}"
-                    )
-                stack.append((inner, f"{path}.{key}", depth + 1))
+                _check_key(key, place)
+                stack.append((inner, _Place(place, key), depth + 1))
         elif isinstance(item, list | tuple):
-            stack.extend((inner, f"{path}[{index}]", depth + 1) for index, inner in enumerate(item))
-        elif isinstance(item, float):
-            if item != item or item in (float("inf"), float("-inf")):
-                raise InvalidInputError(f"{path} is {item!r}, which JSON has no word for; use null or a string")
-        elif isinstance(item, int):
-            if item.bit_length() > _MAX_INT_BITS:
-                raise InvalidInputError(f"{path} is an integer of {item.bit_length():,} bits; use a string")
-        elif item is not None and not isinstance(item, str):
-            raise InvalidInputError(f"{path} is a {type(item).__name__}, which JSON cannot hold")
+            stack.extend((inner, _Place(place, index), depth + 1) for index, inner in enumerate(item))
+        else:
+            _check_scalar(item, place)
+
+
+class _Place(NamedTuple):
+    """Where a value stands. A chain and not a text, since texts would repeat a long key for each value under it."""
+
+    parent: _Place | None
+    step: str | int
+
+    def __str__(self) -> str:
+        steps: list[str] = []
+        place: _Place | None = self
+        while place is not None:
+            if place.parent is None:
+                steps.append(str(place.step))
+            elif isinstance(place.step, int):
+                steps.append(f"[{place.step}]")
+            else:
+                steps.append(f".{_brief(place.step)}")
+            place = place.parent
+        path = "".join(reversed(steps))
+        return path if len(path) <= _MAX_PATH_CHARS else f"{path[:_MAX_PATH_CHARS]}…"
+
+
+def _check_key(key: object, place: _Place) -> None:
+    if not isinstance(key, str):
+        raise InvalidInputError(
+            f"{place} has the key {_brief(repr(key))} ({type(key).__name__}); JSON keys are strings, "
+            f"use {_brief(repr(str(key)))}"
+        )
+    _check_text(key, f"a key in {place}")
+
+
+def _check_scalar(item: object, place: _Place) -> None:
+    if isinstance(item, str):
+        _check_text(item, place)
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            raise InvalidInputError(f"{place} is {item!r}, which JSON has no word for; use null or a string")
+    elif isinstance(item, int):
+        if item.bit_length() > _MAX_INT_BITS:
+            raise InvalidInputError(f"{place} is an integer of {item.bit_length():,} bits; use a string")
+    elif item is not None:
+        raise InvalidInputError(f"{place} is a {type(item).__name__}, which JSON cannot hold")
+
+
+def _check_text(text: str, place: object) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise InvalidInputError(f"{place} holds the lone surrogate {bad!r}, which is no valid text") from None
+
+
+def _brief(text: str) -> str:
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _MAX_STEP_CHARS else f"{text[:_MAX_STEP_CHARS]}…"
 
 
 def _refuse_constant(name: str) -> object:

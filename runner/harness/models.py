@@ -12,12 +12,23 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from harness.config import AgentConfig
 
 #: Bound on an agent's code and files together, in bytes of UTF-8; keeps a MongoDB document far from its 16 MB.
 MAX_CODE_BYTES = 4 * 1024 * 1024
+
+#: NAME_MAX of Linux file systems.
+_MAX_NAME_BYTES = 255
 
 T = TypeVar("T")
 
@@ -42,7 +53,8 @@ Instant = Annotated[
 class Model(BaseModel):
     """Frozen, and closed to unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Configs hold secrets, and pydantic's own messages quote what they refuse.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class TaskStatus(StrEnum):
@@ -112,13 +124,20 @@ class AgentDraft(Model):
         options = AgentConfig.parse(self.config)
         ways = [bool(self.code), bool(self.files), options.command is not None]
         if sum(ways) != 1:
-            raise ValueError("an agent needs exactly one of code, files with an entrypoint, or config.command")
+            raise ValueError(
+                "an agent needs exactly one of code, files with an entrypoint, or config.command"
+            )
         if self.files and self.entrypoint is None:
             raise ValueError("files need an entrypoint: the path of the file to run")
         if self.entrypoint is not None and self.entrypoint not in self.files:
             raise ValueError(f"the entrypoint {self.entrypoint!r} is none of the files")
         for path in self.files:
             _check_path(path)
+            folder = next(
+                (str(parent) for parent in PurePosixPath(path).parents if str(parent) in self.files), None
+            )
+            if folder is not None:
+                raise ValueError(f"{folder!r} is a file, so there can be no {path!r} in it")
         size = _utf8_size("code", self.code)
         size += sum(len(path) + _utf8_size(path, text) for path, text in self.files.items())
         if size > MAX_CODE_BYTES:
@@ -130,7 +149,9 @@ def _utf8_size(what: str, text: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} holds a lone surrogate at position {error.start}, which is no valid text") from error
+        raise ValueError(
+            f"{what} holds a lone surrogate at position {error.start}, which is no valid text"
+        ) from error
 
 
 def _check_path(path: str) -> None:
@@ -140,6 +161,8 @@ def _check_path(path: str) -> None:
         raise ValueError(f"the file path {path!r} must be relative, normal (a/b.py) and without '..'")
     if len(path) > 400:
         raise ValueError(f"the file path {path[:40]!r}… is longer than 400 characters")
+    if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
+        raise ValueError(f"the file path {path[:40]!r}… has a name of more than {_MAX_NAME_BYTES} bytes")
 
 
 class Agent(AgentDraft):
@@ -323,7 +346,7 @@ class LogChunk(Model):
 def log_seq(attempt: int, index: int) -> int:
     """Return the sequence number of an attempt's `index`-th chunk: one number that orders a whole task.
 
-    Attempts up to 2**21 keep it below 2**53, so that JavaScript readers hold it exactly.
+    Attempts below 2**21 keep it below 2**53, so that JavaScript readers hold it exactly.
     """
     return (attempt << 32) | index
 

@@ -14,20 +14,29 @@ from typing import Annotated
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from harness.config import MIB, describe_problems
+from harness.config import DEFAULT_MAX_STATE_BYTES, MIB, quote_value
 from harness.errors import SettingsError
 
 
 def _default_data_dir() -> Path:
     # XDG Base Directory Specification 0.8
     base = os.environ.get("XDG_DATA_HOME") or ""
-    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "agent-harness"
+    if base.startswith("/"):
+        return Path(base) / "agent-harness"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # A container's made-up user id has no entry in the password file.
+        raise SettingsError("there is no home directory to keep data in; set HARNESS_DATA_DIR") from None
+    return home / ".local" / "share" / "agent-harness"
 
 
 class Settings(BaseSettings):
     """Every setting, with its default."""
 
-    model_config = SettingsConfigDict(env_prefix="HARNESS_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HARNESS_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     #: Holds the embedded store; made on first use, readable by its owner only.
     data_dir: Path = Field(default_factory=_default_data_dir)
@@ -41,7 +50,8 @@ class Settings(BaseSettings):
     )
     #: Folder with ca.pem, cert.pem and key.pem for an engine behind TLS.
     docker_cert_path: Path | None = Field(
-        default=None, validation_alias=AliasChoices("HARNESS_DOCKER_CERT_PATH", "DOCKER_CERT_PATH", "docker_cert_path")
+        default=None,
+        validation_alias=AliasChoices("HARNESS_DOCKER_CERT_PATH", "DOCKER_CERT_PATH", "docker_cert_path"),
     )
     docker_tls_verify: bool = Field(
         default=False,
@@ -63,7 +73,7 @@ class Settings(BaseSettings):
     max_tmp_mb: Annotated[int, Field(ge=1)] = 64
     grace_seconds: Annotated[float, Field(ge=0, le=300)] = 10
     max_output_bytes: Annotated[int, Field(ge=1024, le=256 * MIB)] = MIB
-    max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = 64 * 1024
+    max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = DEFAULT_MAX_STATE_BYTES
 
     @classmethod
     def load(cls) -> Settings:
@@ -75,7 +85,29 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            raise SettingsError(f"settings are not valid: {describe_problems(error)}") from None
+            raise SettingsError(f"settings are not valid: {_describe(error)}") from None
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        variable = _variable(str(problem["loc"][0])) if problem["loc"] else "HARNESS_*"
+        got = "" if variable in _SECRET_VARIABLES else quote_value(problem["input"])
+        lines.append(f"{variable}: {problem['msg'].removeprefix('Value error, ')}{got}")
+    return "; ".join(lines)
+
+
+def _variable(name: str) -> str:
+    """Return the environment variable that a field, or the first of its aliases, was read from."""
+    for field in Settings.model_fields.values():
+        alias = field.validation_alias
+        if isinstance(alias, AliasChoices) and name in alias.choices:
+            known = [str(choice) for choice in alias.choices]
+            return next((choice for choice in known if os.environ.get(choice)), known[0])
+    return f"HARNESS_{name.upper()}"
+
+
+_SECRET_VARIABLES = frozenset({"HARNESS_MONGODB_URI"})
 
 
 @functools.cache
