@@ -160,6 +160,16 @@ class Store(Protocol):
             LeaseLostError: The task is no longer running under `fence`; nothing was written.
         """
 
+    async def expire_task(self, task: Task) -> Task | None:
+        """End a running task whose lease has run out, by compare-and-set on its id and fence, as `Reason.LOST`.
+
+        Frees its `active_slot` and raises the fence, so that its old runner can write nothing more. A reason that was
+        recorded before the runner died stays the attempt's and the task's reason.
+
+        Returns:
+            The task as ended, or None when its lease was extended, or somebody else ended it or took it over.
+        """
+
     # Logs
 
     async def append_logs(self, task_id: int, fence: int, chunks: Sequence[LogChunk]) -> None:

@@ -135,7 +135,10 @@ class Supervisor:
     def _hand_over(self, payload: bytes) -> None:
         self.started_at = time.monotonic()
         self.kill_at = (
-            self.started_at + self.private["timeout_seconds"] + self.private["grace_seconds"] + BACKSTOP_SECONDS
+            self.started_at
+            + self.private["timeout_seconds"]
+            + self.private["grace_seconds"]
+            + BACKSTOP_SECONDS
         )
         view = memoryview(len(payload).to_bytes(4, "big") + payload)
         try:
@@ -412,8 +415,8 @@ def finalize(code: int) -> int:
     threading = sys.modules.get("threading")
     try:
         if threading is not None:
-            threading._shutdown()
-        atexit._run_exitfuncs()
+            threading._shutdown()  # noqa: SLF001 - what Py_FinalizeEx calls; no public name
+        atexit._run_exitfuncs()  # noqa: SLF001 - the same
     except BaseException as error:  # noqa: BLE001 - reported as the interpreter would
         code = code or show_error(error)
     for stream in (sys.stdout, sys.stderr):

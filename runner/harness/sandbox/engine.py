@@ -174,7 +174,9 @@ class Engine:
         """
         query = "stream=1&stdin=1&stdout=1&stderr=1"
         head = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
-        return await self._request("POST", f"/containers/{quote(container_id)}/attach?{query}", "HTTP/1.1", head)
+        return await self._request(
+            "POST", f"/containers/{quote(container_id)}/attach?{query}", "HTTP/1.1", head
+        )
 
     async def wait(self, container_id: str) -> int:
         """Wait until a started container runs no more; return its exit code. Costs a socket, not a thread."""

@@ -1,4 +1,4 @@
-"""The wire format between runner and supervisor. Bytes in, bytes out; no I/O.
+r"""The wire format between runner and supervisor. Bytes in, bytes out; no I/O.
 
 stdin, runner to supervisor: frames of ``AHJ1``, a kind, a 4-byte big-endian length and a payload:
 
@@ -7,7 +7,7 @@ stdin, runner to supervisor: frames of ``AHJ1``, a kind, a 4-byte big-endian len
 * ``S``: stop now (SIGTERM, after the grace SIGKILL). Closing stdin means the runner is gone: all ends at once.
 
 stdout, supervisor to runner: whatever the agent wrote, then once, as the very last bytes, a result frame:
-``\\0AHR1``, the nonce (32 hex digits), a 4-byte length, the SHA-256 of the payload, the payload. The payload is a 4-byte
+``\0AHR1``, the nonce (32 hex digits), a 4-byte length, the SHA-256 of the payload, the payload. The payload is a 4-byte
 length, that much JSON (see `Report`), and then what the agent saved: a 4-byte length, that much summary, JSON state.
 The agent never sees the nonce, so a frame it forges is output like any other; a torn one fails its length or digest.
 
@@ -133,7 +133,9 @@ def _parse(frame: bytes, max_bytes: int) -> Report:
     try:
         report = Report.model_validate_json(payload[4:head_end])
     except ValidationError as error:
-        raise BadFrameError(f"the result frame's header is not valid: {error.error_count()} problems") from error
+        raise BadFrameError(
+            f"the result frame's header is not valid: {error.error_count()} problems"
+        ) from error
     if not report.saved:
         return report
     saved = payload[head_end:]

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from docker import APIClient
 
@@ -144,7 +143,9 @@ class SandboxImages:
         await self._engine.call(run_build)
         built = await self.current()
         if built is None:
-            raise ImageBuildError(f"the engine built {tag} but does not list it; run: docker images {REPOSITORY}")
+            raise ImageBuildError(
+                f"the engine built {tag} but does not list it; run: docker images {REPOSITORY}"
+            )
         return built
 
     async def _base(self, progress: Progress) -> str:
@@ -187,7 +188,12 @@ class SandboxImages:
 async def _run_script(script: Path, archive: Path) -> None:
     with archive.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            "sh", str(script), DEBIAN_SUITE, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=asyncio.subprocess.PIPE
+            "sh",
+            str(script),
+            DEBIAN_SUITE,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out,
+            stderr=asyncio.subprocess.PIPE,
         )
     try:
         async with asyncio.timeout(BASE_TIMEOUT_SECONDS):
@@ -221,7 +227,9 @@ def _tag(base: str) -> str:
 
 
 def _debian_tag() -> str:
-    return f"{BASE_REPOSITORY}:{DEBIAN_SUITE}-{_digest(_source_files(image_sources() / 'base'), DEBIAN_SUITE)}"
+    return (
+        f"{BASE_REPOSITORY}:{DEBIAN_SUITE}-{_digest(_source_files(image_sources() / 'base'), DEBIAN_SUITE)}"
+    )
 
 
 def _digest(files: Iterable[Path], base: str) -> str:

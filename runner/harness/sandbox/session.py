@@ -63,13 +63,19 @@ class DockerSession:
         self._before_stop = before_stop
         reading = asyncio.create_task(self._read(sink))
         killing = asyncio.create_task(self._kill_after_grace())
-        helpers = (killing, asyncio.create_task(self._send(job)), asyncio.create_task(self._limit_wall_time()))
+        helpers = (
+            killing,
+            asyncio.create_task(self._send(job)),
+            asyncio.create_task(self._limit_wall_time()),
+        )
         try:
             done, _ = await asyncio.wait((reading, killing), return_when=asyncio.FIRST_COMPLETED)
             if reading not in done:
                 # Killed: its streams end now, unless the engine hangs.
                 await asyncio.wait((reading,), timeout=KILL_TIMEOUT_SECONDS)
-            hung = Ending(engine_error=f"the container did not end within {KILL_TIMEOUT_SECONDS:g} s of SIGKILL")
+            hung = Ending(
+                engine_error=f"the container did not end within {KILL_TIMEOUT_SECONDS:g} s of SIGKILL"
+            )
             ending = await reading if reading.done() else hung
         finally:
             for task in (reading, *helpers):

@@ -45,7 +45,7 @@ def judge(ending: Ending, *, max_state_bytes: int) -> SandboxResult:
         reason, exit_code, error = _judge_from_outside(ending)
         return SandboxResult(reason, exit_code, error, wall_seconds=ending.wall_seconds)
     exit_code = 128 - report.exit_code if report.exit_code < 0 else report.exit_code
-    reason, error, state = _judge_report(ending, report, exit_code, max_state_bytes)
+    reason, error, state = _judge_report(ending, report, max_state_bytes)
     return SandboxResult(
         reason,
         exit_code,
@@ -59,14 +59,22 @@ def judge(ending: Ending, *, max_state_bytes: int) -> SandboxResult:
 
 
 def _judge_report(
-    ending: Ending, report: Report, exit_code: int, max_state_bytes: int
+    ending: Ending, report: Report, max_state_bytes: int
 ) -> tuple[Reason, str | None, dict[str, object] | None]:
     if ending.stopped is not None:
         return *ending.stopped, None
     if report.stopped_by == "backstop":
-        return Reason.TIMEOUT, "the supervisor ended the run: its runner did not, long after the time limit", None
+        return (
+            Reason.TIMEOUT,
+            "the supervisor ended the run: its runner did not, long after the time limit",
+            None,
+        )
     if report.stopped_by == "signal":
-        return Reason.SANDBOX_ERROR, "the engine, or somebody outside the harness, stopped the container", None
+        return (
+            Reason.SANDBOX_ERROR,
+            "the engine, or somebody outside the harness, stopped the container",
+            None,
+        )
     if report.setup_error is not None:
         return Reason.SANDBOX_ERROR, report.setup_error, None
     if report.exit_code != 0 and report.oom_kills:
@@ -78,7 +86,11 @@ def _judge_report(
     if report.state_text is None:
         return Reason.COMPLETED, None, None
     try:
-        return Reason.COMPLETED, None, decode_document(report.state_text, what="state", max_bytes=max_state_bytes)
+        return (
+            Reason.COMPLETED,
+            None,
+            decode_document(report.state_text, what="state", max_bytes=max_state_bytes),
+        )
     except InvalidInputError as problem:
         return Reason.STATE_REJECTED, f"the state was refused: {problem.message}", None
 
@@ -97,7 +109,11 @@ def _judge_from_outside(ending: Ending) -> tuple[Reason, int, str | None]:
         return Reason.OUT_OF_MEMORY, code, "the kernel killed the container's first process for memory"
     if ending.supervised:
         what = ending.bad_frame or "no result frame"
-        return Reason.RESULT_LOST, code, f"the container ended with code {code} and left no valid result: {what}"
+        return (
+            Reason.RESULT_LOST,
+            code,
+            f"the container ended with code {code} and left no valid result: {what}",
+        )
     if code != 0:
         return Reason.EXIT_NONZERO, code, _exit_sentence(128 - code if code > 128 else code, None)
     return Reason.COMPLETED, 0, None

@@ -1,0 +1,118 @@
+"""What is kept of an agent's output: up to a cap, in order, stdout and stderr told apart.
+
+It is written to the store in chunks while the run lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from harness.errors import LeaseLostError, StoreError
+from harness.models import LogChunk, log_seq
+from harness.ports import Clock, OutputSink, OutputStream, Store
+
+logger = logging.getLogger(__name__)
+
+#: Largest chunk stored, in bytes.
+CHUNK_BYTES = 64 * 1024
+#: How often waiting output is stored while a run lives, in seconds.
+FLUSH_SECONDS = 0.25
+
+
+class OutputRecorder:
+    """An `OutputSink` that keeps what it gets.
+
+    Memory is bounded by the cap, whatever the agent prints and however slow the store is.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        task_id: int,
+        fence: int,
+        max_bytes: int,
+        forward: OutputSink | None = None,
+    ) -> None:
+        """Record the attempt `fence` of a task.
+
+        Args:
+            store: Where chunks go.
+            clock: Gives chunks their time.
+            task_id: The task.
+            fence: The claim under which chunks are written, and the attempt they belong to.
+            max_bytes: What is kept, both streams together.
+            forward: Also told everything that is kept, as it comes.
+        """
+        self._store = store
+        self._clock = clock
+        self._task_id = task_id
+        self._fence = fence
+        self._left = max_bytes
+        self._forward = forward
+        self._kept: dict[OutputStream, list[bytes]] = {"stdout": [], "stderr": []}
+        self._waiting: list[LogChunk] = []
+        self._next_index = 0
+        #: All bytes written by the agent, kept or not.
+        self.total_bytes = 0
+        #: Whether anything was dropped.
+        self.truncated = False
+
+    def __call__(self, stream: OutputStream, data: bytes) -> None:
+        """Take a piece of output."""
+        self.total_bytes += len(data)
+        if len(data) > self._left:
+            self.truncated = True
+            data = data[: self._left]
+        if not data:
+            return
+        self._left -= len(data)
+        self._kept[stream].append(data)
+        for start in range(0, len(data), CHUNK_BYTES):
+            self._add(stream, data[start : start + CHUNK_BYTES])
+        if self._forward is not None:
+            self._forward(stream, data)
+
+    def _add(self, stream: OutputStream, data: bytes) -> None:
+        last = self._waiting[-1] if self._waiting else None
+        if last is not None and last.stream == stream and len(last.data) + len(data) <= CHUNK_BYTES:
+            # Lines that come between two writes share a chunk.
+            self._waiting[-1] = last.model_copy(update={"data": last.data + data})
+            return
+        seq = log_seq(self._fence, self._next_index)
+        self._next_index += 1
+        self._waiting.append(LogChunk(seq=seq, stream=stream, data=data, at=self._clock.now()))
+
+    def text(self, stream: OutputStream) -> str:
+        """Return what was kept of a stream; bytes that are no UTF-8 come back as U+FFFD."""
+        return b"".join(self._kept[stream]).decode(errors="replace")
+
+    async def flush(self) -> None:
+        """Store what is waiting.
+
+        Raises:
+            LeaseLostError: Nothing more may be stored.
+            StoreError: Nothing was stored now; the chunks wait on.
+        """
+        chunks, self._waiting = self._waiting, []
+        if not chunks:
+            return
+        try:
+            await self._store.append_logs(self._task_id, self._fence, chunks)
+        except BaseException:
+            self._waiting = chunks + self._waiting
+            raise
+
+    async def flush_periodically(self) -> None:
+        """Store output while a run lives, until cancelled; a store that is away is tried again."""
+        while True:
+            await self._clock.sleep(FLUSH_SECONDS)
+            try:
+                # A cancelled write may have happened or not. Storing a chunk twice is harmless, losing one is not.
+                await asyncio.shield(self.flush())
+            except LeaseLostError:
+                return
+            except StoreError as error:
+                logger.warning("output of task %d not stored yet: %s", self._task_id, error)

@@ -1,0 +1,79 @@
+"""Cleaning up after runners that died: containers without a live lease go, tasks without a live runner end as lost.
+
+Any process may do this at any time, also several at once: every step is a removal that may find nothing, or a
+compare-and-set. A container is removed *before* its task is given up, so that nothing runs that nobody owns.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from harness.errors import SandboxError, TaskNotFoundError
+from harness.models import Task, TaskStatus
+from harness.ports import OwnedContainer, Sandbox, Store
+
+logger = logging.getLogger(__name__)
+
+#: Expired tasks looked at per sweep; the next sweep takes the rest.
+BATCH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep did."""
+
+    removed_containers: int
+    lost_tasks: tuple[int, ...]
+
+
+async def sweep(store: Store, sandbox: Sandbox) -> SweepReport:
+    """Remove our orphaned containers, whatever their state, and end tasks whose lease has run out.
+
+    Only containers labelled with this store's id are looked at.
+
+    Raises:
+        StoreUnavailableError: The store does not answer.
+        EngineUnavailableError: The engine does not answer; no task was touched then.
+    """
+    removed, kept = await _remove_orphans(store, sandbox)
+    lost = []
+    for task in await store.due_tasks(status=TaskStatus.RUNNING, limit=BATCH):
+        if task.id not in kept and await store.expire_task(task) is not None:
+            logger.warning("task lost", extra={"action": "task_lost", "task_id": task.id})
+            lost.append(task.id)
+    if lost:
+        # A runner that was frozen may have started its container after the first look.
+        removed += (await _remove_orphans(store, sandbox))[0]
+    return SweepReport(removed, tuple(lost))
+
+
+async def _remove_orphans(store: Store, sandbox: Sandbox) -> tuple[int, set[int]]:
+    """Remove what has no live lease; return how many went, and the tasks whose containers would not go."""
+    removed, kept = 0, set()
+    for container in await sandbox.owned_containers(store.store_id):
+        if await _has_live_lease(store, container):
+            continue
+        try:
+            await sandbox.remove_container(container.container_id)
+        except SandboxError as error:
+            logger.error("orphan stays: %s", error, extra={"action": "orphan_stays"})
+            kept.add(container.labels.task_id)
+        else:
+            action = {"action": "orphan_removed", "task_id": container.labels.task_id}
+            logger.warning("removed an orphaned container (%s)", container.state, extra=action)
+            removed += 1
+    return removed, kept
+
+
+async def _has_live_lease(store: Store, container: OwnedContainer) -> bool:
+    try:
+        task: Task = await store.get_task(container.labels.task_id)
+    except TaskNotFoundError:
+        return False
+    return (
+        task.status is TaskStatus.RUNNING
+        and task.fence == container.labels.fence
+        and task.lease_expires_at is not None
+        and task.lease_expires_at > await store.now()
+    )
