@@ -186,8 +186,7 @@ class _RecentOutputs:
         """Read the reserved keys. What is no entry was put there by somebody else, and is left behind."""
         stored = state.get(RECENT_OUTPUTS_KEY)
         entries = [entry for entry in stored if _is_entry(entry)] if isinstance(stored, list) else []
-        dropped = state.get(DROPPED_OUTPUTS_KEY)
-        return cls(tuple(entries), dropped if _is_count(dropped) else 0).keep_last(MAX_RECENT_OUTPUTS)
+        return cls(tuple(entries), _count(state.get(DROPPED_OUTPUTS_KEY))).keep_last(MAX_RECENT_OUTPUTS)
 
     def add(self, text: str, raw_output: str) -> _RecentOutputs:
         last = max((entry["number"] for entry in self.entries), default=0)
@@ -214,12 +213,15 @@ class _RecentOutputs:
         return state
 
 
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 < value <= _MAX_COUNT
+def _count(value: object) -> int:
+    """Return a stored count; 0 for anything else, `True` included."""
+    return value if type(value) is int and 0 < value <= _MAX_COUNT else 0
 
 
 def _is_entry(value: object) -> bool:
-    return isinstance(value, dict) and _is_count(value.get("number")) and isinstance(value.get("digest"), str)
+    return (
+        isinstance(value, dict) and _count(value.get("number")) > 0 and isinstance(value.get("digest"), str)
+    )
 
 
 def _fit(explicit: dict[str, Any], outputs: _RecentOutputs, max_bytes: int) -> dict[str, Any]:
