@@ -241,12 +241,11 @@ class _Watched:
 
 
 def _age_seconds(process: psutil.Process) -> float:
-    if sys.platform == "linux":
-        # The kernel notes a start in time since boot. psutil adds the boot time, known to a second only, to get a wall
-        # clock's time; taken off again, what is left is exact, also for a process that is a moment old.
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - (process.create_time() - psutil.boot_time())
-    else:
-        return time.time() - process.create_time()
+    # Linux notes a start in time since boot. psutil adds the boot time, known to a second only, to get a wall clock's
+    # time; added here as well, it cancels out, and the age is exact also for a process that is a moment old.
+    on_linux = sys.platform == "linux"
+    now = time.clock_gettime(time.CLOCK_BOOTTIME) + psutil.boot_time() if on_linux else time.time()
+    return now - process.create_time()
 
 
 def _process_count(usage: Mapping[str, float]) -> float | None:
