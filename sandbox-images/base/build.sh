@@ -14,7 +14,7 @@ if ! command -v mmdebstrap >/dev/null 2>&1; then
     fi
 fi
 
-exec mmdebstrap --quiet --variant=essential --include=python3,ca-certificates \
+exec mmdebstrap --quiet --variant=essential --include=python3,ca-certificates,libnss-myhostname \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \

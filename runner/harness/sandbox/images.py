@@ -118,6 +118,19 @@ class SandboxImages:
 
     async def _build(self, progress: Progress) -> ImageInfo:
         base = await self._base(progress)
+        try:
+            await self._build_on(base, progress)
+        except ImageBuildError as error:
+            if base != REGISTRY_BASE:
+                raise
+            progress(error.message)
+            await self._build_on(await self._debian_base(progress), progress)
+        built = await self.current()
+        if built is None:
+            raise ImageBuildError(f"the image was built, yet is not listed; run: docker images {REPOSITORY}")
+        return built
+
+    async def _build_on(self, base: str, progress: Progress) -> None:
         tag = _tag(base)
         progress(f"building {tag} on {base}")
         folder = image_sources() / "python"
@@ -131,7 +144,6 @@ class SandboxImages:
                 tag=tag,
                 buildargs={"BASE": base},
                 labels={LABEL_BASE: base},
-                network_mode="none",
                 rm=True,
                 forcerm=True,
                 decode=True,
@@ -141,12 +153,6 @@ class SandboxImages:
                     raise ImageBuildError(f"building {tag} on {base} failed: {event['error']}")
 
         await self._engine.call(run_build)
-        built = await self.current()
-        if built is None:
-            raise ImageBuildError(
-                f"the engine built {tag} but does not list it; run: docker images {REPOSITORY}"
-            )
-        return built
 
     async def _base(self, progress: Progress) -> str:
         if await self._has(REGISTRY_BASE):
@@ -161,6 +167,9 @@ class SandboxImages:
             progress(f"no registry gives {REGISTRY_BASE}: {_first_line(error.message)}")
         else:
             return REGISTRY_BASE
+        return await self._debian_base(progress)
+
+    async def _debian_base(self, progress: Progress) -> str:
         tag = _debian_tag()
         if not await self._has(tag):
             await self._make_debian_base(tag, progress)
