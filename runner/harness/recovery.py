@@ -74,6 +74,6 @@ async def _has_live_lease(store: Store, container: OwnedContainer) -> bool:
     return (
         task.status is TaskStatus.RUNNING
         and task.fence == container.labels.fence
-        and task.lease_expires_at is not None
-        and task.lease_expires_at > await store.now()
+        and task.due_at is not None
+        and task.due_at > await store.now()
     )

@@ -284,6 +284,22 @@ class SqliteStore:
 
         return await self._file.write(work)
 
+    async def expire_task(self, task: Task) -> Task | None:
+        """End a running task whose lease has run out."""
+        now = self._now()
+
+        def work(db: sqlite3.Connection) -> Task | None:
+            stored = _stored_task(db, task.id)
+            if stored is None or (stored.status, stored.fence) != (TaskStatus.RUNNING, task.fence):
+                return None
+            return (
+                _change_task(db, stored, transitions.expired(stored, now))
+                if transitions.is_due(stored, now)
+                else None
+            )
+
+        return await self._file.write(work)
+
     # Logs
 
     async def append_logs(self, task_id: int, fence: int, chunks: Sequence[LogChunk]) -> None:

@@ -110,3 +110,11 @@ def finished(task: Task, outcome: Outcome, now: datetime) -> Task:
             "lease_owner": None,
         }
     )
+
+
+def expired(task: Task, now: datetime) -> Task:
+    """End a task whose runner died, under a fence that its runner never had."""
+    reason = task.attempts[-1].reason or Reason.LOST
+    error = task.attempts[-1].error or "its runner died or was cut off, and its lease ran out"
+    ended = finished(task, Outcome(reason=reason, error=error), now)
+    return ended.model_copy(update={"fence": task.fence + 1})
