@@ -35,6 +35,11 @@ class Runtime:
         """The sandbox images of the engine."""
         return self.sandbox.images
 
+    async def close(self) -> None:
+        """Release the store's and the engine's connections. Idempotent."""
+        await self.store.close()
+        await self.sandbox.close()
+
 
 def make_store(settings: Settings, clock: Clock) -> Store:
     """Return the store that the settings name, not yet open."""
@@ -71,16 +76,12 @@ async def open_runtime(settings: Settings | None = None) -> AsyncIterator[Runtim
         StoreUnavailableError: The store does not answer.
         SettingsError: A setting is malformed.
     """
-    settings = settings or get_settings()
-    clock = SystemClock()
-    sandbox = make_sandbox(settings, clock)
-    store = make_store(settings, clock)
+    runtime = _make_runtime(settings or get_settings())
     try:
-        await store.open()
-        yield Runtime(settings, store, sandbox, clock)
+        await runtime.store.open()
+        yield runtime
     finally:
-        await store.close()
-        await sandbox.close()
+        await runtime.close()
 
 
 class _Shared:
@@ -111,5 +112,15 @@ async def shared_runtime() -> Runtime:
 
 
 async def _hold() -> AsyncGenerator[Runtime, None]:
-    async with open_runtime() as runtime:
+    # Not by open_runtime: that is a second async generator, and the loop closes all of them at the same time.
+    runtime = _make_runtime(get_settings())
+    try:
+        await runtime.store.open()
         yield runtime
+    finally:
+        await runtime.close()
+
+
+def _make_runtime(settings: Settings) -> Runtime:
+    clock = SystemClock()
+    return Runtime(settings, make_store(settings, clock), make_sandbox(settings, clock), clock)
