@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.sandbox.frames import (
+    JOB_MAGIC,
+    RESULT_MAGIC,
+    BadFrameError,
+    Report,
+    ResultScanner,
+    encode_frame,
+)
+
+NONCE = "0123456789abcdef" * 2
+OTHER_NONCE = "fedcba9876543210" * 2
+MAX_STATE_BYTES = 1024
+HEADER: dict[str, Any] = {
+    "exit_code": 0,
+    "peak_memory_bytes": 1,
+    "cpu_seconds": 0.5,
+    "wall_seconds": 1.5,
+}
+
+#: Output that is likely to look like a marker, in full or in part.
+LOOKALIKES = st.lists(
+    st.one_of(
+        st.binary(max_size=20),
+        st.sampled_from(
+            [
+                b"\0",
+                RESULT_MAGIC,
+                RESULT_MAGIC[:3],
+                RESULT_MAGIC + NONCE[:31].encode(),
+                RESULT_MAGIC + OTHER_NONCE.encode(),
+            ]
+        ),
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+def with_length(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def result_payload(header: dict[str, Any], state: bytes | None = None, summary: bytes = b"") -> bytes:
+    saved = b"" if state is None else with_length(summary) + state
+    return with_length(json.dumps(header | {"saved": state is not None}).encode()) + saved
+
+
+def result_frame(payload: bytes, nonce: str = NONCE) -> bytes:
+    digest = hashlib.sha256(payload).digest()
+    return RESULT_MAGIC + nonce.encode() + len(payload).to_bytes(4, "big") + digest + payload
+
+
+def good_frame(state: bytes | None = b'{"n":1}', summary: bytes = b"did it") -> bytes:
+    return result_frame(result_payload(HEADER, state, summary))
+
+
+def scan(chunks: list[bytes], nonce: str = NONCE) -> tuple[bytes, Report | None]:
+    scanner = ResultScanner(nonce, max_state_bytes=MAX_STATE_BYTES)
+    output = b"".join([scanner.feed(chunk) for chunk in chunks])
+    held_back, report = scanner.finish()
+    return output + held_back, report
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+@given(output=LOOKALIKES, places=st.lists(st.integers(0, 10_000), max_size=12))
+def test_any_chunking_gives_the_same_output_and_report(output: bytes, places: list[int]) -> None:
+    seen, report = scan(cut(output + good_frame(), places))
+
+    assert seen == output
+    assert report is not None
+    assert report.state_text == b'{"n":1}'
+    assert report.summary == "did it"
+    assert report.cpu_seconds == 0.5
+
+
+@given(output=LOOKALIKES, places=st.lists(st.integers(0, 10_000), max_size=12))
+def test_output_without_a_frame_comes_back_whole_and_without_a_report(
+    output: bytes, places: list[int]
+) -> None:
+    assert scan(cut(output, places)) == (output, None)
+
+
+def test_a_marker_may_be_split_anywhere() -> None:
+    stream = b"before" + good_frame()
+    for place in range(len(stream) + 1):
+        output, report = scan([stream[:place], stream[place:]])
+
+        assert output == b"before"
+        assert report is not None
+
+
+def test_a_marker_may_come_byte_by_byte() -> None:
+    stream = b"before\0\0AHR" + good_frame()
+
+    output, report = scan([stream[at : at + 1] for at in range(len(stream))])
+
+    assert output == b"before\0\0AHR"
+    assert report is not None
+
+
+def test_a_frame_with_another_nonce_is_output_like_any_other() -> None:
+    forged = result_frame(result_payload(HEADER, b'{"forged":true}'), OTHER_NONCE)
+
+    output, report = scan([forged, b"and more", good_frame()])
+
+    assert output == forged + b"and more"
+    assert report is not None
+    assert report.state_text == b'{"n":1}'
+
+
+def test_output_is_held_back_only_while_it_may_begin_a_marker() -> None:
+    scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+
+    assert scanner.feed(b"line\n") == b"line\n"
+    assert scanner.feed(b"more\0AH") == b"more"
+    assert scanner.feed(b"a!") == b"\0AHa!"
+    assert scanner.finish() == (b"", None)
+
+
+@given(length=st.integers(len(RESULT_MAGIC + NONCE.encode()), len(good_frame()) - 1))
+def test_a_torn_frame_is_bad_wherever_it_is_torn(length: int) -> None:
+    with pytest.raises(BadFrameError):
+        scan([b"output", good_frame()[:length]])
+
+
+@given(at=st.integers(len(RESULT_MAGIC + NONCE.encode()), len(good_frame()) - 1), flip=st.integers(1, 255))
+def test_a_frame_with_any_byte_changed_is_bad(at: int, flip: int) -> None:
+    frame = bytearray(good_frame())
+    frame[at] ^= flip
+
+    with pytest.raises(BadFrameError):
+        scan([bytes(frame)])
+
+
+@given(extra=st.binary(min_size=1, max_size=50))
+def test_bytes_after_the_frame_make_it_bad(extra: bytes) -> None:
+    with pytest.raises(BadFrameError):
+        scan([good_frame(), extra])
+
+
+def test_a_frame_sent_twice_is_bad() -> None:
+    with pytest.raises(BadFrameError):
+        scan([good_frame(), good_frame()])
+
+
+@given(payload=st.binary(max_size=200))
+def test_a_genuine_frame_around_anything_is_a_report_or_bad_and_nothing_else(payload: bytes) -> None:
+    try:
+        _, report = scan([result_frame(payload)])
+    except BadFrameError:
+        return
+    assert report is not None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        HEADER | {"exit_code": 256},
+        HEADER | {"exit_code": -129},
+        HEADER | {"peak_memory_bytes": -1},
+        HEADER | {"cpu_seconds": -0.1},
+        HEADER | {"stopped_by": "magic"},
+        HEADER | {"wall_seconds": "soon"},
+    ],
+)
+def test_a_header_with_missing_or_impossible_values_is_bad(header: dict[str, Any]) -> None:
+    with pytest.raises(BadFrameError, match="header is not valid"):
+        scan([result_frame(result_payload(header))])
+
+
+@pytest.mark.parametrize("head", [b"", b"null", b"[]", b'{"exit_code":', b"\xff\xfe", b"[" * 100_000])
+def test_a_header_that_is_no_json_object_is_bad(head: bytes) -> None:
+    scanner = ResultScanner(NONCE, max_state_bytes=200_000)
+    scanner.feed(result_frame(with_length(head)))
+
+    with pytest.raises(BadFrameError):
+        scanner.finish()
+
+
+def test_a_saved_state_shorter_than_its_summary_is_bad() -> None:
+    head = with_length(json.dumps(HEADER | {"saved": True}).encode())
+
+    with pytest.raises(BadFrameError, match="shorter than its summary"):
+        scan([result_frame(head + (100).to_bytes(4, "big") + b"too short")])
+
+
+def test_a_frame_that_announces_more_than_the_bound_is_bad_and_is_not_kept_in_memory() -> None:
+    scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+    scanner.feed(RESULT_MAGIC + NONCE.encode() + (1 << 31).to_bytes(4, "big"))
+    for _ in range(1000):
+        assert scanner.feed(b"x" * 65536) == b""
+
+    assert scanner._frame is not None
+    assert len(scanner._frame) < 200_000
+    with pytest.raises(BadFrameError, match="announces 2,147,483,648 bytes"):
+        scanner.finish()
+
+
+def test_the_longest_payload_allowed_is_read_whole() -> None:
+    bound = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)._max_bytes
+    empty = len(result_payload(HEADER, b""))
+
+    for surplus, fits in ((0, True), (1, False)):
+        frame = result_frame(result_payload(HEADER, b"x" * (bound - empty + surplus)))
+        if fits:
+            _, report = scan([frame])
+            assert report is not None
+            assert report.state_text is not None
+        else:
+            with pytest.raises(BadFrameError, match="announces"):
+                scan([frame])
+
+
+def test_a_summary_that_is_no_utf8_is_repaired() -> None:
+    _, report = scan([good_frame(summary=b"\xff ok")])
+
+    assert report is not None
+    assert report.summary == "\ufffd ok"
+
+
+def test_a_job_frame_says_its_kind_and_length() -> None:
+    assert encode_frame(b"S") == JOB_MAGIC + b"S\0\0\0\0"
+    assert encode_frame(b"J", {"a": "é"}) == JOB_MAGIC + b"J\0\0\0\x0f" + b'{"a": "\\u00e9"}'
+
+
+def test_nan_is_never_sent() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        encode_frame(b"J", {"context": float("nan")})
+
+
+def test_scanning_takes_time_in_proportion_to_the_output() -> None:
+    # The worst a flood can do: every byte could begin a marker. Quadratic work would take 16 times as long, not 4.
+    def seconds(count: int) -> float:
+        best = float("inf")
+        for _ in range(5):
+            scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+            began = perf_counter()
+            for _ in range(count):
+                scanner.feed(zeros)
+            best = min(best, perf_counter() - began)
+        return best
+
+    zeros = b"\0" * 65536
+
+    assert seconds(2000) < seconds(500) * 10

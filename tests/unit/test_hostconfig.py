@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from typing import Any
+
+from docker.types import HostConfig
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config import MIB
+from harness.ports import SandboxLabels, SandboxLimits
+from harness.sandbox.hostconfig import container_labels, container_name, host_config
+
+LIMITS = st.builds(
+    SandboxLimits,
+    memory_bytes=st.integers(16, 1024 * 1024).map(lambda mib: mib * MIB),
+    cpus=st.floats(0.01, 1024),
+    max_processes=st.integers(8, 32768),
+    tmp_bytes=st.integers(1, 1024 * 1024).map(lambda mib: mib * MIB),
+    timeout_seconds=st.floats(0.1, 7 * 86400),
+    grace_seconds=st.floats(0, 300),
+    output_bytes=st.integers(1024, 256 * MIB),
+    state_bytes=st.integers(256, 4 * MIB),
+)
+
+
+def as_sent(limits: SandboxLimits, network: Any = "none") -> dict[str, Any]:
+    """What the SDK makes of it, which is what the engine gets."""
+    return dict(HostConfig(version="1.41", **host_config(limits, network)))
+
+
+@given(limits=LIMITS, network=st.sampled_from(["none", "open"]))
+def test_every_limit_and_every_lock_down_is_there_for_any_limits(limits: SandboxLimits, network: str) -> None:
+    sent = as_sent(limits, network)
+
+    assert sent["Memory"] == sent["MemorySwap"] == limits.memory_bytes > 0
+    assert sent["NanoCpus"] > 0
+    assert abs(sent["NanoCpus"] / 1e9 - limits.cpus) < 1e-6
+    assert sent["PidsLimit"] == limits.max_processes > 0
+    assert sent["ReadonlyRootfs"] is True
+    assert sent["CapDrop"] == ["ALL"]
+    assert "CapAdd" not in sent
+    assert sent["SecurityOpt"] == ["no-new-privileges:true"]
+    assert sent["NetworkMode"] == {"none": "none", "open": "bridge"}[network]
+    assert sent["IpcMode"] == "private"
+    assert sent["LogConfig"]["Type"] == "none"
+    assert sent["RestartPolicy"] == {"Name": "no"}
+    assert 0 < sent["ShmSize"] <= 16 * MIB
+    assert list(sent["Tmpfs"]) == ["/tmp"]
+    options = sent["Tmpfs"]["/tmp"].split(",")
+    assert f"size={limits.tmp_bytes}" in options
+    assert {"noexec", "nosuid", "nodev"} <= set(options)
+    assert {item["Name"] for item in sent["Ulimits"]} == {"nofile", "core"}
+
+
+@given(limits=LIMITS)
+def test_nothing_of_the_host_is_let_in(limits: SandboxLimits) -> None:
+    sent = as_sent(limits)
+
+    for key in ("Binds", "Mounts", "Devices", "DeviceRequests", "PortBindings", "VolumesFrom", "ExtraHosts"):
+        assert not sent.get(key)
+    for key in ("PidMode", "UTSMode", "UsernsMode", "CgroupnsMode"):
+        assert sent.get(key, "") != "host"
+    assert not sent.get("Privileged")
+    assert not sent.get("AutoRemove")
+    assert not sent.get("OomKillDisable")
+
+
+def test_labels_and_name_tell_store_task_and_fence() -> None:
+    labels = SandboxLabels("0123456789abcdef", 42, 3)
+
+    assert container_labels(labels) == {
+        "io.agent-harness.store": "0123456789abcdef",
+        "io.agent-harness.task": "42",
+        "io.agent-harness.fence": "3",
+    }
+    assert container_name(labels) == "harness-0123456789ab-42-3"
+    assert container_name(labels) != container_name(SandboxLabels("0123456789abcdef", 42, 4))
