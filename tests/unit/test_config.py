@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+import traceback
+from typing import Any
+
+import pytest
+
+from harness.config import AgentConfig
+from harness.errors import InvalidInputError
+
+
+def test_an_empty_config_has_no_schedule_and_no_network() -> None:
+    config = AgentConfig.parse({})
+
+    assert config.schedule is None
+    assert config.limits.max_memory_mb is None
+    assert config.network == "none"
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"type": "interval", "interval_minutes": 60, "enabled": True},
+        {"type": "cron", "cron": "0 * * * *", "enabled": True},
+    ],
+)
+def test_the_documented_schedules_are_accepted(schedule: dict[str, Any]) -> None:
+    parsed = AgentConfig.parse({"schedule": schedule}).schedule
+
+    assert parsed is not None
+    assert parsed.enabled
+    assert parsed.type == schedule["type"]
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"limts": {}}, r"limts: Extra inputs are not permitted"),
+        ({"limits": {"max_memory": 64}}, r"limits\.max_memory: Extra inputs"),
+        ({"limits": {"cpus": -1}}, r"limits\.cpus: .*\(got -1\)"),
+        ({"limits": {"max_memory_mb": "64"}}, r"limits\.max_memory_mb: .*\(got '64'\)"),
+        ({"limits": {"max_memory_mb": 1}}, "greater than or equal to 16"),
+        ({"limits": {"timeout_seconds": 0}}, r"limits\.timeout_seconds"),
+        ({"limits": {"timeout_seconds": math.nan}}, r"limits\.timeout_seconds: .*finite"),
+        ({"limits": {"timeout_seconds": math.inf}}, r"limits\.timeout_seconds: .*finite"),
+        ({"limits": {"max_processes": True}}, r"limits\.max_processes"),
+        ({"limits": []}, r"limits: Input should be .*dictionary"),
+        ({"schedule": {"type": "interval"}}, r"schedule: an interval schedule needs interval_minutes"),
+        ({"schedule": {"type": "cron"}}, "a cron schedule needs cron"),
+        ({"schedule": {"type": "interval", "interval_minutes": 0}}, r"schedule\.interval_minutes"),
+        ({"schedule": {"type": "interval", "interval_minutes": 10**30}}, r"schedule\.interval_minutes"),
+        ({"schedule": {"type": "daily"}}, r"schedule\.type: .*\(got 'daily'\)"),
+        ({"env": {"A-B": "1"}}, "'A-B' is no name for an environment variable"),
+        ({"env": {"1A": "1"}}, "'1A' is no name"),
+        ({"env": {"A": "x\0"}}, "the value of A holds a NUL byte"),
+        ({"command": []}, "command: "),
+        ({"command": ["sh", "a\0b"]}, "command: an argument holds a NUL byte"),
+        ({"network": "host"}, r"network: .*\(got 'host'\)"),
+        ({"image": ""}, "image: "),
+    ],
+)
+def test_a_problem_is_named_by_its_path_and_value(config: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInputError, match=complaint):
+        AgentConfig.parse(config)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(InvalidInputError, match=r"limits\.cpus.*; network"):
+        AgentConfig.parse({"limits": {"cpus": 0}, "network": "bridge"})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"env": {"TOKEN": 5551234}},
+        {"env": {"BAD-NAME": "5551234"}},
+        {"env": "TOKEN=5551234"},
+        {"api_key": "5551234"},
+        {"limits": {"password": "5551234"}},
+        {"schedule": {"type": "cron", "cron": None, "enabled": True}, "env": {"TOKEN": "5551234"}},
+    ],
+)
+def test_no_message_and_no_traceback_holds_a_secret(config: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        AgentConfig.parse(config)
+
+    assert "5551234" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_long_value_is_quoted_in_part() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        AgentConfig.parse({"network": "x" * 100_000})
+
+    assert len(caught.value.message) < 300

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from harness.errors import SettingsError
+from harness.settings import Settings, get_settings
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    for name in list(os.environ):
+        if name.startswith(("HARNESS_", "DOCKER_", "XDG_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return monkeypatch
+
+
+def test_with_nothing_set_the_defaults_hold(tmp_path: Path) -> None:
+    settings = Settings.load()
+
+    assert settings.data_dir == tmp_path / ".local" / "share" / "agent-harness"
+    assert settings.mongodb_uri is None
+    assert settings.mongodb_database == "agent_harness"
+    assert settings.docker_host is None
+    assert settings.docker_tls_verify is False
+    assert settings.lease_seconds == 30
+    assert settings.max_state_bytes == 65_536
+
+
+def test_variables_are_read(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HARNESS_DATA_DIR", "/srv/data")
+    environment.setenv("HARNESS_MONGODB_URI", "mongodb://db/")
+    environment.setenv("HARNESS_MONGODB_DATABASE", "mine")
+    environment.setenv("HARNESS_LEASE_SECONDS", "12.5")
+    environment.setenv("HARNESS_MAX_STATE_BYTES", "1024")
+    environment.setenv("HARNESS_SANDBOX_IMAGE", "registry/image:1")
+
+    settings = Settings.load()
+
+    assert settings.data_dir == Path("/srv/data")
+    assert settings.mongodb_uri == SecretStr("mongodb://db/")
+    assert settings.mongodb_database == "mine"
+    assert settings.lease_seconds == 12.5
+    assert settings.max_state_bytes == 1024
+    assert settings.sandbox_image == "registry/image:1"
+
+
+def test_an_empty_variable_is_not_set(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HARNESS_MONGODB_URI", "")
+    environment.setenv("HARNESS_LEASE_SECONDS", "")
+
+    assert Settings.load().mongodb_uri is None
+    assert Settings.load().lease_seconds == 30
+
+
+def test_our_docker_variables_go_before_dockers_own(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DOCKER_HOST", "tcp://theirs:2376")
+    environment.setenv("DOCKER_CERT_PATH", "/theirs")
+    environment.setenv("DOCKER_TLS_VERIFY", "1")
+    assert Settings.load().docker_host == "tcp://theirs:2376"
+    assert Settings.load().docker_cert_path == Path("/theirs")
+    assert Settings.load().docker_tls_verify is True
+
+    environment.setenv("HARNESS_DOCKER_HOST", "unix:///ours.sock")
+    environment.setenv("HARNESS_DOCKER_CERT_PATH", "/ours")
+    environment.setenv("HARNESS_DOCKER_TLS_VERIFY", "0")
+    assert Settings.load().docker_host == "unix:///ours.sock"
+    assert Settings.load().docker_cert_path == Path("/ours")
+    assert Settings.load().docker_tls_verify is False
+
+    environment.setenv("HARNESS_DOCKER_HOST", "")
+    assert Settings.load().docker_host == "tcp://theirs:2376"
+
+
+def test_the_data_directory_follows_xdg_unless_that_is_relative(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("XDG_DATA_HOME", "/var/xdg")
+    assert Settings.load().data_dir == Path("/var/xdg/agent-harness")
+
+    # XDG Base Directory Specification: "If an implementation encounters a relative path … ignore it."
+    environment.setenv("XDG_DATA_HOME", "relative")
+    assert Settings.load().data_dir == tmp_path / ".local" / "share" / "agent-harness"
+
+
+def test_without_a_home_the_remedy_is_told(environment: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    environment.setattr(Path, "home", no_home)
+    with pytest.raises(SettingsError, match="set HARNESS_DATA_DIR"):
+        Settings.load()
+
+    environment.setenv("HARNESS_DATA_DIR", "/srv/data")
+    assert Settings.load().data_dir == Path("/srv/data")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HARNESS_LEASE_SECONDS", "soon"),
+        ("HARNESS_LEASE_SECONDS", "0"),
+        ("HARNESS_LEASE_SECONDS", "nan"),
+        ("HARNESS_LEASE_SECONDS", "inf"),
+        ("HARNESS_CPUS", "-1"),
+        ("HARNESS_MAX_PROCESSES", "1.5"),
+        ("HARNESS_MAX_STATE_BYTES", "64k"),
+        ("HARNESS_MONGODB_DATABASE", "a/b"),
+        ("HARNESS_DOCKER_TLS_VERIFY", "perhaps"),
+        ("DOCKER_TLS_VERIFY", "perhaps"),
+    ],
+)
+def test_a_malformed_variable_is_named_with_its_value(
+    environment: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    environment.setenv(variable, value)
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+
+    assert caught.value.message.startswith(f"settings are not valid: {variable}: ")
+    assert f"'{value}'" in caught.value.message
+
+
+def test_all_malformed_variables_are_named_and_no_secret_is(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HARNESS_MONGODB_URI", "mongodb://user:5551234@db/")
+    environment.setenv("HARNESS_LEASE_SECONDS", "soon")
+    environment.setenv("HARNESS_CPUS", "many")
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+
+    text = "".join(traceback.format_exception(caught.value))
+    assert "HARNESS_LEASE_SECONDS" in text
+    assert "HARNESS_CPUS" in text
+    assert "5551234" not in text
+
+
+def test_printed_settings_hold_no_secret(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HARNESS_MONGODB_URI", "mongodb://user:5551234@db/")
+
+    settings = Settings.load()
+
+    assert "5551234" not in f"{settings} {settings!r} {settings.model_dump()}"
+
+
+def test_a_program_can_give_settings_by_field_name() -> None:
+    assert Settings(docker_host="unix:///x.sock", lease_seconds=5).docker_host == "unix:///x.sock"
+
+
+def test_the_environment_is_read_once(environment: pytest.MonkeyPatch) -> None:
+    get_settings.cache_clear()
+    first = get_settings()
+    environment.setenv("HARNESS_LEASE_SECONDS", "7")
+
+    assert get_settings() is first
+    get_settings.cache_clear()
+    assert get_settings().lease_seconds == 7
+    get_settings.cache_clear()
