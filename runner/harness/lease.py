@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from harness.errors import LeaseLostError, StoreError
+from harness.errors import LeaseLostError
 from harness.ports import Clock, Store
 
 logger = logging.getLogger(__name__)
 
-#: Extensions per lease: one may fail, and a second, before the lease ends.
-BEATS_PER_LEASE = 3
+#: A beat is this part of a lease: one extension may fail, and a second, and the third is still in time.
+BEATS_PER_LEASE = 4
 
 OnLost = Callable[[], Awaitable[None]]
 
@@ -67,20 +67,37 @@ class LeaseKeeper:
             raise LeaseLostError(f"the lease on task {self._task_id} (fence {self._fence}) was lost")
 
     async def _beat(self) -> None:
-        while True:
-            await self._clock.sleep(self._lease_seconds / BEATS_PER_LEASE)
-            sent_at = self._clock.monotonic()
-            try:
-                await self._store.extend_lease(self._task_id, self._fence, self._lease_seconds)
-            except LeaseLostError:
-                self._lost = True
-            except StoreError as error:
-                logger.warning("lease of task %d not extended: %s", self._task_id, error)
-            else:
+        while self.is_live:
+            # Never past the deadline: an agent whose lease has ended must be stopped then, not at the next beat.
+            await self._clock.sleep(min(self._lease_seconds / BEATS_PER_LEASE, self._left_seconds))
+            if self.is_live:
+                await self._extend()
+        self._lost = True
+        logger.error("lease lost", extra={"action": "lease_lost", "task_id": self._task_id})
+        if self._on_lost is not None:
+            await self._on_lost()
+
+    @property
+    def _left_seconds(self) -> float:
+        return max(0.0, self._deadline - self._clock.monotonic())
+
+    async def _extend(self) -> None:
+        """Extend the lease, or give up at its end: a store that hangs must not hide that the lease is over."""
+        sent_at = self._clock.monotonic()
+        extending = asyncio.ensure_future(
+            self._store.extend_lease(self._task_id, self._fence, self._lease_seconds)
+        )
+        expiring = asyncio.ensure_future(self._clock.sleep(self._left_seconds))
+        try:
+            await asyncio.wait((extending, expiring), return_when=asyncio.FIRST_COMPLETED)
+            if extending.done():
+                extending.result()
                 self._deadline = sent_at + self._lease_seconds
-            if not self.is_live:
-                self._lost = True
-                logger.error("lease lost", extra={"action": "lease_lost", "task_id": self._task_id})
-                if self._on_lost is not None:
-                    await self._on_lost()
-                return
+        except LeaseLostError:
+            self._lost = True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the beat must go on until the lease ends
+            logger.warning("lease of task %d not extended: %s", self._task_id, error)
+        finally:
+            extending.cancel()
+            expiring.cancel()
+            await asyncio.gather(extending, expiring, return_exceptions=True)
