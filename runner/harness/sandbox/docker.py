@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from docker import APIClient
 
@@ -30,6 +31,7 @@ from harness.sandbox.hostconfig import (
 )
 from harness.sandbox.images import SandboxImages
 from harness.sandbox.session import DockerSession
+from harness.sandbox.stats import sample_usage
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class DockerSandbox:
         self.engine = engine
         self.images = images
         self._clock = clock or SystemClock()
+        #: Names of the containers that are open now.
+        self._open: set[str] = set()
 
     @asynccontextmanager
     async def open(self, spec: SandboxSpec) -> AsyncIterator[DockerSession]:
@@ -53,6 +57,7 @@ class DockerSandbox:
         began = self._clock.monotonic()
         name = container_name(spec.labels)
         writer: asyncio.StreamWriter | None = None
+        self._open.add(name)
         try:
             container_id = await uninterrupted(self._create(name, image, spec))
             reader, writer = await self.engine.open_attach(container_id)
@@ -89,6 +94,9 @@ class DockerSandbox:
             raise ImageMissingError(f"the engine does not have the image {image!r}; run: {remedy}") from error
 
     async def _discard(self, name: str) -> None:
+        if name not in self._open:
+            return  # `close` was faster
+        self._open.discard(name)
         try:
             await self.remove_container(name)
         except SandboxError as error:
@@ -123,6 +131,19 @@ class DockerSandbox:
                 return
         raise SandboxError(f"container {container_id} can't be removed: {problem}")
 
+    async def container_usage(self, container_id: str) -> dict[str, float]:
+        """Measure a running container; see `harness.resources.ResourceManager.get_container_usage`."""
+
+        async def fetch() -> Mapping[str, Any]:
+            # One-shot: the default waits for two of the engine's own sampling cycles, about two seconds.
+            stats: Mapping[str, Any] = await self.engine.call(
+                APIClient.stats, container_id, stream=False, one_shot=True
+            )
+            return stats
+
+        return (await sample_usage(fetch, clock=self._clock)).as_dict()
+
     async def close(self) -> None:
-        """Release connections and threads."""
+        """Remove containers whose runs were abandoned, then release connections and threads."""
+        await asyncio.gather(*map(self._discard, tuple(self._open)))
         await self.engine.close()

@@ -117,6 +117,7 @@ class Engine:
         self._threads = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="docker")
         self._client: docker.APIClient | None = None
         self._connecting = asyncio.Lock()
+        self._closed = False
 
     async def call(self, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Run one blocking SDK method, given unbound: ``engine.call(APIClient.inspect_container, id)``.
@@ -130,6 +131,8 @@ class Engine:
         return await self._in_thread(partial(method, client, *args, **kwargs))
 
     async def _connected(self) -> docker.APIClient:
+        if self._closed:
+            raise EngineUnavailableError(f"the connection to the Docker Engine at {self.address.url} was closed")
         async with self._connecting:
             if self._client is None:
                 self._client = await self._in_thread(self._connect)
@@ -223,6 +226,7 @@ class Engine:
 
     async def close(self) -> None:
         """Release connections and threads; calls still running end first. Idempotent."""
+        self._closed = True
         client, self._client = self._client, None
         if client is not None:
             client.close()
