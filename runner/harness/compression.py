@@ -118,17 +118,21 @@ def encode_state(state: object, *, max_bytes: int, what: str = "state") -> str:
     Raises:
         StateRejectedError: Naming the value at fault or the size, and the remedy.
     """
-    try:
-        text = encode_document(state, what=what)
-    except InvalidInputError as error:
-        raise StateRejectedError(error.message) from error
-    size = len(text.encode())
+    text, size = _encode(state, what)
     if size > max_bytes:
         raise StateRejectedError(
             f"{what} is {size:,} bytes of JSON, more than the limit of {max_bytes:,} bytes; keep less in it, or raise "
             "limits.max_state_bytes in the agent's config (HARNESS_MAX_STATE_BYTES for all agents)"
         )
     return text
+
+
+def _encode(state: object, what: str) -> tuple[str, int]:
+    try:
+        text = encode_document(state, what=what)
+    except InvalidInputError as error:
+        raise StateRejectedError(error.message) from error
+    return text, len(text.encode())
 
 
 def _next_state(raw_output: str, previous_state: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
@@ -171,8 +175,10 @@ def _parse_state_line(output: str, start: int, end: int, max_bytes: int) -> dict
         )
     except InvalidInputError as error:
         number = output.count("\n", 0, start) + 1
+        cut = "; the output ends in this line, perhaps by its limit" if end == len(output) else ""
         raise StateRejectedError(
             f"line {number:,} of the output: {error.message}; print 'HANDOFF_STATE ' and one JSON object on one line"
+            f"{cut}"
         ) from error
 
 
@@ -227,7 +233,8 @@ def _is_entry(value: object) -> bool:
 def _fit(explicit: dict[str, Any], outputs: _RecentOutputs, max_bytes: int) -> dict[str, Any]:
     for kept in range(len(outputs.entries), -1, -1):
         state = explicit | outputs.keep_last(kept).as_state()
-        if len(encode_document(state, what="state").encode()) <= max_bytes:
+        _, size = _encode(state, "state")
+        if size <= max_bytes:
             return state
     # Not even the count of what was dropped finds room beside the explicit state.
     return explicit

@@ -128,7 +128,7 @@ def _check_key(key: object, place: _Place) -> None:
             f"{place} has the key {_brief(repr(key))} ({type(key).__name__}); JSON keys are strings, "
             f"use {_brief(repr(str(key)))}"
         )
-    _check_text(key, f"a key in {place}")
+    _check_text(key, place, what="a key in ")
 
 
 def _check_scalar(item: object, place: _Place) -> None:
@@ -144,17 +144,19 @@ def _check_scalar(item: object, place: _Place) -> None:
         raise InvalidInputError(f"{place} is a {type(item).__name__}, which JSON cannot hold")
 
 
-def _check_text(text: str, place: object) -> None:
+def _check_text(text: str, place: _Place, what: str = "") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         bad = text[error.start]
-        raise InvalidInputError(f"{place} holds the lone surrogate {bad!r}, which is no valid text") from None
+        raise InvalidInputError(
+            f"{what}{place} holds the lone surrogate {bad!r}, which is no valid text"
+        ) from None
 
 
 def _brief(text: str) -> str:
-    text = text.encode(errors="backslashreplace").decode()
-    return text if len(text) <= _MAX_STEP_CHARS else f"{text[:_MAX_STEP_CHARS]}…"
+    start = text[:_MAX_STEP_CHARS].encode(errors="backslashreplace").decode()
+    return start if len(text) <= _MAX_STEP_CHARS else f"{start}…"
 
 
 def _refuse_constant(name: str) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -91,23 +91,23 @@ class Settings(BaseSettings):
 def _describe(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
-        variable = _variable(str(problem["loc"][0])) if problem["loc"] else "HARNESS_*"
-        got = "" if variable in _SECRET_VARIABLES else quote_value(problem["input"])
+        variable, secret = _find_variable(str(problem["loc"][0]) if problem["loc"] else "HARNESS_*")
+        got = "" if secret else quote_value(problem["input"])
         lines.append(f"{variable}: {problem['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(lines)
 
 
-def _variable(name: str) -> str:
-    """Return the environment variable that a field, or the first of its aliases, was read from."""
-    for field in Settings.model_fields.values():
+def _find_variable(name: str) -> tuple[str, bool]:
+    """Return the environment variable behind a field name or alias, and whether its value is a secret."""
+    for field_name, field in Settings.model_fields.items():
         alias = field.validation_alias
-        if isinstance(alias, AliasChoices) and name in alias.choices:
-            known = [str(choice) for choice in alias.choices]
-            return next((choice for choice in known if os.environ.get(choice)), known[0])
-    return f"HARNESS_{name.upper()}"
-
-
-_SECRET_VARIABLES = frozenset({"HARNESS_MONGODB_URI"})
+        variables = [f"HARNESS_{field_name.upper()}"]
+        if isinstance(alias, AliasChoices):
+            variables = [str(choice) for choice in alias.choices]
+        if name == field_name or name in variables:
+            variable = next((choice for choice in variables if os.environ.get(choice)), variables[0])
+            return variable, SecretStr in (field.annotation, *get_args(field.annotation))
+    return name, True
 
 
 @functools.cache

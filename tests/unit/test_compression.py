@@ -102,6 +102,16 @@ async def test_a_malformed_state_line_is_rejected_by_its_number(line: str, compl
         await compress(f"one\ntwo\n{line}\nfour\n", {"a": 0})
 
 
+async def test_a_state_line_at_the_very_end_may_have_been_cut() -> None:
+    with pytest.raises(StateRejectedError, match="the output ends in this line, perhaps by its limit"):
+        await compress('HANDOFF_STATE {"a": "x')
+
+
+async def test_what_was_smuggled_into_a_digest_is_rejected() -> None:
+    with pytest.raises(StateRejectedError, match=r"state\._recent_outputs\[0\]\.x is a object"):
+        await compress("", {RECENT_OUTPUTS_KEY: [{"number": 1, "digest": "", "x": object()}]})
+
+
 async def test_the_digest_tells_what_an_output_was() -> None:
     output = "first\nsecond\n"
 

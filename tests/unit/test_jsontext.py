@@ -132,6 +132,13 @@ def test_a_long_key_over_many_values_costs_no_more_memory_than_they_do() -> None
     assert peak_bytes < 20_000_000
 
 
+def test_a_long_key_over_many_keys_costs_no_more_time_than_they_do() -> None:
+    # Repeating the long key for each of the others would be 400 GB of text.
+    document = {"k" * 2_000_000: {str(number): 0 for number in range(200_000)}}
+
+    encode_document(document, what="state")
+
+
 def test_messages_quote_long_paths_only_in_part() -> None:
     with pytest.raises(InvalidInputError) as caught:
         encode_document({"k" * 10_000: {("x" * 10_000,): 1}}, what="state")
