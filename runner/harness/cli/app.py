@@ -1,0 +1,126 @@
+"""The command tree, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from harness.cli import agents, doctor, handoff, images, run, tasks
+from harness.cli.session import (
+    EXIT_BROKEN_PIPE,
+    EXIT_CODES_HELP,
+    EXIT_FAILED,
+    EXIT_INVALID,
+    StoppedBySignalError,
+    complain,
+    exit_code,
+    mute,
+    prepare_streams,
+)
+from harness.errors import HarnessError
+
+# Typer takes its own copy of click along since 0.20 or so, and click's classes with it; this is click's root error in
+# every release.
+_CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
+
+_HELP = f"""Run autonomous agents, each run in a throwaway Docker container.
+
+AGENT is an agent's id or its name. With --json a command prints one JSON document to standard output, and errors as
+{{"error": {{"code": …, "message": …}}}} to standard error.
+
+\b
+Examples:
+  harness doctor
+  harness agents create greeter --code greeter.py
+  harness run greeter
+  harness logs 1
+
+{EXIT_CODES_HELP}
+"""
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callbacks are called by position
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"harness {version('agent-harness')}")
+        raise typer.Exit
+
+
+def _root(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
+def build_app() -> typer.Typer:
+    """Put the command tree together."""
+    app = typer.Typer(
+        help=_HELP,
+        callback=_root,
+        no_args_is_help=True,
+        add_completion=False,
+        # Plain help pages: they come three times as fast, and read the same in a pipe.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.add_typer(agents.app, name="agents")
+    app.command("run")(run.run)
+    app.add_typer(tasks.app, name="tasks")
+    app.command("logs")(tasks.logs)
+    app.add_typer(handoff.app, name="handoff")
+    app.add_typer(images.app, name="images")
+    app.command("doctor")(doctor.doctor)
+    return app
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command; return its exit code. Errors raised on purpose are printed, anything else is a bug and raised.
+
+    Args:
+        arguments: The command line without the program's name.
+    """
+    prepare_streams()
+    as_json = "--json" in arguments
+    try:
+        code = build_app()(args=arguments, prog_name="harness", standalone_mode=False)
+        sys.stdout.flush()
+    except HarnessError as error:
+        complain(error.message, code=error.code, as_json=as_json)
+        return exit_code(error)
+    except _CLICK_ERROR as error:
+        return _usage_error(error, as_json=as_json)
+    except (typer.Abort, KeyboardInterrupt):
+        complain("interrupted", code="interrupted", as_json=as_json)
+        return 130
+    except StoppedBySignalError as error:
+        complain(str(error), code="interrupted", as_json=as_json)
+        return 128 + error.number
+    except BrokenPipeError:
+        mute(sys.stdout)
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        mute(sys.stdout)
+        complain(f"the operating system refused: {error}", code="os_error", as_json=as_json)
+        return EXIT_FAILED
+    return code if isinstance(code, int) else 0
+
+
+def _usage_error(error: Exception, *, as_json: bool) -> int:
+    context = getattr(error, "ctx", None)
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if type(error).__name__ == "NoArgsIsHelpError" and not as_json:
+        # Its message is the whole help page.
+        typer.echo(message, err=True)
+        return EXIT_INVALID
+    if context is not None and not as_json:
+        message = f"{message} (see: {context.command_path} --help)"
+    complain(message, code="usage", as_json=as_json)
+    return EXIT_INVALID

@@ -1,0 +1,158 @@
+"""Printing: JSON, tables, fields and notes. Colours and fitted tables on a terminal, plain aligned text elsewhere.
+
+Whatever goes to a terminal passes `harness.cli.text.neutralize` here, so that no command can forget it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from harness.cli.text import neutralize, neutralize_json, one_line
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+
+    from harness.models import Page
+
+#: How words that say how something stands are coloured.
+STYLES = {
+    "completed": "green",
+    "running": "cyan",
+    "pending": "yellow",
+    "failed": "red",
+    "cancelled": "magenta",
+    "skipped": "dim",
+    "OK": "green",
+    "PROBLEM": "bold red",
+    "SKIPPED": "yellow",
+    "error:": "bold red",
+    "warning:": "yellow",
+}
+
+
+def print_json(value: Any, *, stream: TextIO | None = None, indent: int | None = 2) -> None:
+    """Print one JSON document."""
+    stream = stream or sys.stdout
+    only_ascii = stream.encoding.lower().replace("-", "") != "utf8"
+    text = json.dumps(value, indent=indent, ensure_ascii=only_ascii)
+    print(neutralize_json(text) if stream.isatty() else text, file=stream)
+
+
+def print_model(model: BaseModel) -> None:
+    """Print a model as JSON, by its field names."""
+    print_json(model.model_dump(mode="json"))
+
+
+def print_page_json(page: Page[Any]) -> None:
+    """Print a page of models as JSON: items, total_count, limit, offset."""
+    print_json(
+        {
+            "items": [item.model_dump(mode="json") for item in page.items],
+            "total_count": page.total_count,
+            "limit": page.limit,
+            "offset": page.offset,
+        }
+    )
+
+
+def say(text: str) -> None:
+    """Print text of any length to standard output."""
+    print(neutralize(text) if sys.stdout.isatty() else text)
+
+
+def note(text: str, *, label: str = "") -> None:
+    """Print one line for people to standard error, with a coloured label in front."""
+    line = one_line(text)
+    if not sys.stderr.isatty():
+        print(f"{label} {line}" if label else line, file=sys.stderr, flush=True)
+        return
+    from rich.text import Text
+
+    parts = Text(no_wrap=True)
+    if label:
+        parts.append(label, style=STYLES.get(label, "bold")).append(" ")
+    _console(sys.stderr).print(parts.append(line), soft_wrap=True)
+
+
+def print_styled(head: str, rest: str, *, style_of: str = "") -> None:
+    """Print one line at once: a head as it is, coloured by a word of `STYLES`, and the rest made safe."""
+    line = one_line(rest)
+    if not sys.stdout.isatty():
+        print(f"{head}{line}", flush=True)
+        return
+    from rich.text import Text
+
+    text = Text(head, style=STYLES.get(style_of, "")).append(line, style="default")
+    _console(sys.stdout).print(text, soft_wrap=True)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, give_way: str) -> None:
+    """Print rows under headers; an empty cell shows as ``-``, so that columns can be counted.
+
+    Args:
+        headers: Column titles.
+        rows: Cells, as many as headers.
+        give_way: The column that is cut first when a terminal is too narrow. Nothing is cut elsewhere.
+    """
+    cells = [[one_line(cell) or "-" for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich_table(headers, cells, give_way)
+        return
+    widths = [max(len(line[column]) for line in [headers, *cells]) for column in range(len(headers))]
+    for line in [headers, *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], give_way: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        table.add_column(
+            header, no_wrap=True, overflow="ellipsis", min_width=None if header == give_way else len(header)
+        )
+    for row in rows:
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    _console(sys.stdout).print(table)
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Print names and values, one pair a line; pairs with an empty value are left out."""
+    shown = {name: one_line(value) for name, value in fields.items() if value}
+    width = max(map(len, shown), default=0) + 1
+    for name, value in shown.items():
+        label = f"{name}:".ljust(width)
+        if sys.stdout.isatty():
+            from rich.text import Text
+
+            _console(sys.stdout).print(
+                Text(label, style="bold").append(f" {value}", style="default"), soft_wrap=True
+            )
+        else:
+            print(f"{label} {value}")
+
+
+def print_section(title: str, body: str) -> None:
+    """Print a titled block of text below what was printed before."""
+    say(f"\n{title}:")
+    say("\n".join(f"  {line}" if line else "" for line in body.splitlines()))
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
+
+
+class NoteHandler(logging.Handler):
+    """Prints the product's own log records the way the command line prints its notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        note(record.getMessage(), label=f"{record.levelname.lower()}:")

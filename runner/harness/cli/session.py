@@ -1,0 +1,176 @@
+"""One invocation: settings, stores, signals, and every error as a line and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from harness.cli.render import NoteHandler, note, print_json
+from harness.errors import (
+    AgentNotFoundError,
+    ConflictError,
+    HarnessError,
+    InvalidInputError,
+    NotFoundError,
+    SandboxError,
+    SettingsError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from harness.models import Agent
+    from harness.ports import Store
+
+T = TypeVar("T")
+
+EXIT_FAILED = 1
+EXIT_INVALID = 2
+EXIT_NOT_FOUND = 3
+EXIT_UNAVAILABLE = 4
+#: As a shell reports a program that ended by SIGPIPE.
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+EXIT_CODES_HELP = """\b
+Exit codes:
+  0    done; for run: the run completed
+  1    the run failed, or doctor found a problem, or the command failed otherwise
+  2    usage error, or invalid input or settings
+  3    no such agent, task or artifact; or a conflict with what is stored
+  4    the store or the Docker Engine is not available, or an image is missing
+  130  interrupted (Ctrl+C); 143 terminated; 141 nobody reads the output any more"""
+
+_EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
+    (InvalidInputError, EXIT_INVALID),
+    (SettingsError, EXIT_INVALID),
+    (NotFoundError, EXIT_NOT_FOUND),
+    (ConflictError, EXIT_NOT_FOUND),
+    (StoreError, EXIT_UNAVAILABLE),
+    (SandboxError, EXIT_UNAVAILABLE),
+)
+
+
+class StoppedBySignalError(Exception):
+    """The command was stopped by SIGINT or SIGTERM, and has cleaned up."""
+
+    def __init__(self, number: signal.Signals, message: str = "") -> None:
+        super().__init__(message or f"stopped by {number.name}")
+        self.number = number
+
+
+def exit_code(error: HarnessError) -> int:
+    """Return the exit code for an error."""
+    return next((code for kind, code in _EXIT_BY_ERROR if isinstance(error, kind)), EXIT_FAILED)
+
+
+def complain(message: str, *, code: str, as_json: bool) -> None:
+    """Print an error to standard error: a line, or a JSON document."""
+    try:
+        if as_json:
+            print_json({"error": {"code": code, "message": message}}, stream=sys.stderr, indent=None)
+        else:
+            note(message, label="error:")
+    except OSError:
+        mute(sys.stderr)  # nobody can be told; the exit code still says it
+
+
+def prepare_streams() -> None:
+    """Make standard streams that any text can be printed to, and show the product's warnings as notes."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with the descriptor closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - lives as long as we
+    # A terminal or locale that lacks a character is no reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    logger = logging.getLogger("harness")
+    logger.handlers[:] = [NoteHandler(logging.WARNING)]
+    logger.propagate = False
+
+
+def mute(stream: TextIO) -> None:
+    """Send what is still buffered for a stream nowhere, so that the interpreter's last flush can't fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine to its end; SIGINT and SIGTERM cancel it, so that it cleans up first.
+
+    Raises:
+        StoppedBySignalError: A signal came, and the coroutine ended by its cancellation.
+    """
+    return asyncio.run(_with_signals(work))
+
+
+async def _with_signals(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work())
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) == 1:
+            task.cancel()
+        elif len(received) == 2:
+            note("still cleaning up; once more leaves at once, and a later sweep removes what is left behind")
+        else:
+            # Threads may hang in a call to a mute engine, and the interpreter would wait for them.
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if received:
+            raise StoppedBySignalError(received[0]) from None
+        raise
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[Store]:
+    """Open the store that the settings name; for commands that need no engine, and work without one."""
+    from harness.clock import SystemClock
+    from harness.settings import get_settings
+    from harness.wiring import make_store
+
+    store = make_store(get_settings(), SystemClock())
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+async def find_agent(store: Store, reference: str) -> Agent:
+    """Return the agent with an id or a name.
+
+    Raises:
+        AgentNotFoundError: There is none.
+    """
+    if reference.isascii() and reference.isdigit():
+        # Beyond 64 bits no store has an id, and SQLite's driver can't even ask.
+        if len(reference) > 18:
+            raise AgentNotFoundError(f"no agent has the id {reference[:18]}…")
+        return await store.get_agent(int(reference))
+    check_text(reference, what="AGENT")
+    return await store.find_agent(reference)
+
+
+def check_text(value: str, *, what: str) -> None:
+    """Refuse an argument that is not valid in the terminal's encoding.
+
+    Raises:
+        InvalidInputError: It holds bytes that are no text.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{what} is not valid UTF-8: {value!r}") from error

@@ -1,0 +1,252 @@
+"""``harness tasks`` and ``harness logs``: what ran, and what it printed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import text
+from harness.cli.agents import note_rest
+from harness.cli.options import JsonOption, LimitOption, OffsetOption, TaskArgument, group
+from harness.cli.output import LiveOutput
+from harness.cli.render import (
+    print_fields,
+    print_json,
+    print_model,
+    print_page_json,
+    print_section,
+    print_table,
+)
+from harness.cli.session import find_agent, open_store, run_async
+from harness.errors import AgentNotFoundError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from harness.models import Attempt, LogChunk, Page, Task, TaskStatus
+    from harness.ports import Store
+
+#: Pause between two looks at a running task's logs, in seconds.
+POLL_SECONDS = 0.3
+#: Chunks read at once; a chunk is at most 64 KiB.
+PAGE_CHUNKS = 64
+
+app = group("Look at tasks: the records of runs.")
+
+
+class LogStream(StrEnum):
+    """Which output to print."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    BOTH = "both"
+
+
+@app.command("list")
+def list_(
+    *,
+    agent: Annotated[
+        str | None, typer.Option("--agent", metavar="AGENT", help="Only tasks of this agent.")
+    ] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status", help="Only tasks that are pending, running, completed, failed, cancelled or skipped."
+        ),
+    ] = None,
+    limit: LimitOption = 20,
+    offset: OffsetOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """List tasks, the newest first.
+
+    \b
+    Examples:
+      harness tasks list --agent greeter --status failed
+      harness tasks list --limit 100 --json
+    """
+    wanted = None if status is None else _status(status)
+
+    async def work() -> tuple[Page[Task], dict[int, str]]:
+        async with open_store() as store:
+            agent_id = None if agent is None else (await find_agent(store, agent)).id
+            page = await store.list_tasks(agent_id=agent_id, status=wanted, limit=limit, offset=offset)
+            return page, {} if as_json else await _agent_names(store, page.items)
+
+    page, names = run_async(work)
+    if as_json:
+        print_page_json(page)
+        return
+    rows = [
+        [
+            str(task.id),
+            names.get(task.agent_id, str(task.agent_id)),
+            task.status,
+            task.reason or "",
+            text.instant_text(task.started_at),
+            _duration(task),
+            task.result or task.error or "",
+        ]
+        for task in page.items
+    ]
+    print_table(["ID", "AGENT", "STATUS", "REASON", "STARTED", "TOOK", "RESULT"], rows, give_way="RESULT")
+    note_rest(page)
+
+
+@app.command("show")
+def show(task: TaskArgument, *, as_json: JsonOption = False) -> None:
+    """Show a task with its attempts."""
+
+    async def work() -> tuple[Task, dict[int, str]]:
+        async with open_store() as store:
+            found = await store.get_task(task)
+            return found, await _agent_names(store, [found])
+
+    found, names = run_async(work)
+    if as_json:
+        print_model(found)
+        return
+    print_fields(
+        {
+            "id": str(found.id),
+            "agent": f"{found.agent_id} ({names.get(found.agent_id, 'deleted')})",
+            "status": found.status,
+            "reason": found.reason or "",
+            "result": found.result or "",
+            "error": found.error or "",
+            "trigger": found.trigger,
+            "scheduled": text.instant_text(found.scheduled_at),
+            "started": text.instant_text(found.started_at),
+            "ended": text.instant_text(found.completed_at),
+            "took": _duration(found),
+            "retries": str(found.retry_count),
+            "lease": f"{found.lease_owner} until {text.instant_text(found.due_at)}"
+            if found.lease_owner
+            else "",
+        }
+    )
+    if found.context is not None:
+        print_section("context", json.dumps(found.context, indent=2, ensure_ascii=False))
+    if found.attempts:
+        typer.echo()
+        headers = ["ATTEMPT", "REASON", "EXIT", "TOOK", "START", "MEMORY", "CPU", "OUTPUT", "ERROR"]
+        print_table(headers, [_attempt_row(attempt) for attempt in found.attempts], give_way="ERROR")
+
+
+def logs(
+    task: TaskArgument,
+    *,
+    stream: Annotated[
+        LogStream,
+        typer.Option(
+            "--stream",
+            help="Both print each to its own standard stream; one alone prints to standard output.",
+        ),
+    ] = LogStream.BOTH,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the stored output of a task.
+
+    Output beyond the agent's limits.max_output_bytes was not kept; `harness tasks show` says so.
+
+    \b
+    Examples:
+      harness logs 12
+      harness logs 12 --follow
+      harness logs 12 --stream stderr | grep -i warning
+    """
+    wanted = {"stdout", "stderr"} if stream is LogStream.BOTH else {str(stream)}
+    if as_json:
+        _print_logs_json(task, wanted, follow=follow)
+        return
+    output = LiveOutput(to_stdout=stream is not LogStream.BOTH)
+
+    async def work() -> None:
+        async with open_store() as store:
+            async for chunk in _chunks(store, task, follow=follow):
+                if chunk.stream in wanted:
+                    output(chunk.stream, chunk.data)
+
+    try:
+        run_async(work)
+    finally:
+        output.finish()
+
+
+def _print_logs_json(task: int, wanted: set[str], *, follow: bool) -> None:
+    async def work() -> list[LogChunk]:
+        async with open_store() as store:
+            return [chunk async for chunk in _chunks(store, task, follow=follow) if chunk.stream in wanted]
+
+    from harness.models import log_attempt, render_instant
+
+    chunks: list[dict[str, Any]] = [
+        {
+            "seq": chunk.seq,
+            "attempt": log_attempt(chunk.seq),
+            "stream": chunk.stream,
+            "data": chunk.data.decode(errors="replace"),
+            "at": render_instant(chunk.at),
+        }
+        for chunk in run_async(work)
+    ]
+    print_json({"task_id": task, "chunks": chunks})
+
+
+async def _chunks(store: Store, task_id: int, *, follow: bool) -> AsyncIterator[LogChunk]:
+    """Yield a task's log chunks; with `follow`, until it has ended."""
+    seq = -1
+    while True:
+        # Looked up before the chunks are read: what a task that has ended wrote is all there.
+        has_ended = (await store.get_task(task_id)).status.is_final
+        while chunks := await store.read_logs(task_id, after_seq=seq, limit=PAGE_CHUNKS):
+            for chunk in chunks:
+                yield chunk
+            seq = chunks[-1].seq
+        if has_ended or not follow:
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _status(word: str) -> TaskStatus:
+    from harness.models import TaskStatus
+
+    try:
+        return TaskStatus(word)
+    except ValueError:
+        raise InvalidInputError(f"--status {word!r} is none of: {', '.join(TaskStatus)}") from None
+
+
+async def _agent_names(store: Store, tasks: Iterable[Task]) -> dict[int, str]:
+    names = {}
+    for agent_id in {task.agent_id for task in tasks}:
+        with contextlib.suppress(AgentNotFoundError):  # deleted meanwhile
+            names[agent_id] = (await store.get_agent(agent_id)).name
+    return names
+
+
+def _duration(task: Task) -> str:
+    if task.started_at is None or task.completed_at is None:
+        return ""
+    return text.seconds_text((task.completed_at - task.started_at).total_seconds())
+
+
+def _attempt_row(attempt: Attempt) -> list[str]:
+    usage = attempt.usage
+    return [
+        str(attempt.number),
+        attempt.reason or "running",
+        "" if attempt.exit_code is None else str(attempt.exit_code),
+        "" if usage.wall_seconds is None else text.seconds_text(usage.wall_seconds),
+        "" if usage.container_start_seconds is None else text.seconds_text(usage.container_start_seconds),
+        "" if usage.peak_memory_bytes is None else text.size_text(usage.peak_memory_bytes),
+        "" if usage.cpu_seconds is None else text.seconds_text(usage.cpu_seconds),
+        text.size_text(usage.output_bytes) + (" (cut)" if attempt.output_truncated else ""),
+        attempt.error or "",
+    ]
