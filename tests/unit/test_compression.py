@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.compression import DROPPED_OUTPUTS_KEY, RECENT_OUTPUTS_KEY, DigestCompressor, encode_state
@@ -268,6 +268,8 @@ async def test_the_previous_state_is_not_changed() -> None:
     assert json.dumps(previous) == before
 
 
+# A busy machine is no failure.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(raw_output=outputs, previous_state=user_states, max_bytes=st.integers(min_value=256, max_value=4096))
 async def test_any_output_gives_a_bounded_state_that_depends_on_nothing_else(
     raw_output: str, previous_state: dict[str, Any], max_bytes: int
