@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.compression import Compressor, DigestCompressor, encode_state
 from harness.config import DEFAULT_MAX_STATE_BYTES
-from harness.errors import ArtifactNotFoundError, InvalidInputError, StateRejectedError
+from harness.errors import ArtifactNotFoundError, HarnessError, InvalidInputError, StateRejectedError
 from harness.models import HandoffArtifact, NewArtifact
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class HandoffManager:
         Raises:
             InvalidInputError: `raw_output` is not text.
             AgentNotFoundError: There is no such agent, and its limit had to be looked up.
-            StateRejectedError: The state is not acceptable; the message names the value or the line at fault.
+            StateRejectedError: The state is not acceptable; the message names the value or the line at fault. Or the
+                compressor failed.
         """
         if not isinstance(raw_output, str):
             raise InvalidInputError(
@@ -105,11 +106,16 @@ class HandoffManager:
         max_bytes = self._max_state_bytes
         if max_bytes is None:
             max_bytes = await self._max_bytes_of(agent_id, *await self._resolve())
-        state = await self._compressor.compress(
-            agent_id=agent_id, raw_output=raw_output, previous_state=previous_state, max_bytes=max_bytes
-        )
-        what = f"the state made by {type(self._compressor).__name__}"
-        return _checked_copy(state, max_bytes=max_bytes, what=what)
+        name = type(self._compressor).__name__
+        try:
+            state = await self._compressor.compress(
+                agent_id=agent_id, raw_output=raw_output, previous_state=previous_state, max_bytes=max_bytes
+            )
+        except HarnessError:
+            raise
+        except Exception as error:  # somebody else's code: whatever it raises, the run must end with a reason
+            raise StateRejectedError(f"{name} made no state: {type(error).__name__}: {error}") from error
+        return _checked_copy(state, max_bytes=max_bytes, what=f"the state made by {name}")
 
     async def history(
         self, agent_id: int, limit: int = 100, before_version: int | None = None

@@ -186,6 +186,19 @@ async def test_what_a_compressor_returns_is_checked(store: Store, agent_id: int,
         await manager.compress_context(agent_id, "output", {})
 
 
+async def test_a_compressor_that_fails_gives_no_state_and_a_reason(store: Store, agent_id: int) -> None:
+    class FailingCompressor:
+        async def compress(self, **_: Any) -> dict[str, Any]:
+            raise TimeoutError("the model did not answer")
+
+    manager = HandoffManager(store=store, compressor=FailingCompressor(), max_state_bytes=1000)
+
+    with pytest.raises(
+        StateRejectedError, match="FailingCompressor made no state: TimeoutError: the model did not"
+    ):
+        await manager.compress_context(agent_id, "output", {})
+
+
 async def test_the_compressed_state_shares_nothing_with_the_previous_one(
     manager: HandoffManager, agent_id: int
 ) -> None:
