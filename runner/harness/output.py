@@ -5,9 +5,9 @@ It is written to the store in chunks while the run lives.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
+from harness.aio import uninterrupted
 from harness.errors import LeaseLostError, StoreError
 from harness.models import LogChunk, log_seq
 from harness.ports import Clock, OutputSink, OutputStream, Store
@@ -52,9 +52,11 @@ class OutputRecorder:
         self._fence = fence
         self._left = max_bytes
         self._forward = forward
-        self._kept: dict[OutputStream, list[bytes]] = {"stdout": [], "stderr": []}
+        self._kept: dict[OutputStream, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._waiting: list[LogChunk] = []
         self._next_index = 0
+        #: Whether the last waiting chunk may still grow.
+        self._last_is_open = False
         #: All bytes written by the agent, kept or not.
         self.total_bytes = 0
         #: Whether anything was dropped.
@@ -69,14 +71,14 @@ class OutputRecorder:
         if not data:
             return
         self._left -= len(data)
-        self._kept[stream].append(data)
+        self._kept[stream] += data
         for start in range(0, len(data), CHUNK_BYTES):
             self._add(stream, data[start : start + CHUNK_BYTES])
         if self._forward is not None:
             self._forward(stream, data)
 
     def _add(self, stream: OutputStream, data: bytes) -> None:
-        last = self._waiting[-1] if self._waiting else None
+        last = self._waiting[-1] if self._last_is_open else None
         if last is not None and last.stream == stream and len(last.data) + len(data) <= CHUNK_BYTES:
             # Lines that come between two writes share a chunk.
             self._waiting[-1] = last.model_copy(update={"data": last.data + data})
@@ -84,10 +86,11 @@ class OutputRecorder:
         seq = log_seq(self._fence, self._next_index)
         self._next_index += 1
         self._waiting.append(LogChunk(seq=seq, stream=stream, data=data, at=self._clock.now()))
+        self._last_is_open = True
 
     def text(self, stream: OutputStream) -> str:
         """Return what was kept of a stream; bytes that are no UTF-8 come back as U+FFFD."""
-        return b"".join(self._kept[stream]).decode(errors="replace")
+        return self._kept[stream].decode(errors="replace")
 
     async def flush(self) -> None:
         """Store what is waiting.
@@ -97,6 +100,9 @@ class OutputRecorder:
             StoreError: Nothing was stored now; the chunks wait on.
         """
         chunks, self._waiting = self._waiting, []
+        # A write that failed may have happened all the same, and a stored chunk is left as it is when it comes again:
+        # what is added to it later would be lost.
+        self._last_is_open = False
         if not chunks:
             return
         try:
@@ -110,8 +116,8 @@ class OutputRecorder:
         while True:
             await self._clock.sleep(FLUSH_SECONDS)
             try:
-                # A cancelled write may have happened or not. Storing a chunk twice is harmless, losing one is not.
-                await asyncio.shield(self.flush())
+                # Its chunks wait again when a write fails, so whoever cancels this and flushes the rest must find them.
+                await uninterrupted(self.flush())
             except LeaseLostError:
                 return
             except StoreError as error:
