@@ -7,9 +7,10 @@ bin := ".venv/bin"
 default:
     @"{{ just_executable() }}" --justfile "{{ justfile() }}" --list --unsorted
 
-# Show the product at work: agents run, fail, time out, recover and hand over
-demo: images
-    @scripts/docker-engine {{ bin }}/python -m harness.demo
+# Show the product at work: an agent audits Python's standard library over ten throwaway containers
+[no-exit-message]
+demo *args:
+    @scripts/docker-engine {{ bin }}/python -m harness.demo "$@"
 
 # Run every test; arguments go to pytest: ./justw test tests/unit -k cron
 [no-exit-message]

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 RUNS = 10
 #: Lines of progress per run.
 PROGRESS_LINES = 5
+#: Characters for the names of modules on a line of progress; the line then has 74 at most.
+NAMES_WIDTH = 48
 #: Length of each list of findings.
 TOP = 10
 
@@ -184,9 +186,11 @@ def audit_batch(state: dict[str, Any], files: list[Path], root: Path) -> None:
             (_audit_module(state, path, root) for path in files[first:last]), key=lambda one: one.complexity
         )
         names = f"{module_name(files[first], root)} … {module_name(files[last - 1], root)}"
-        print(f"{last:>4}/{len(files)}  {names:<40.40} {state['counts']['lines'] - lines_before:>7,} lines")
+        names = names if len(names) <= NAMES_WIDTH else names[: NAMES_WIDTH - 1] + "…"
+        lines = state["counts"]["lines"] - lines_before
+        print(f"{last:>4}/{len(files)}  {names:<{NAMES_WIDTH}} {lines:>7,} lines")
         if worst.name and worst.name == state["most_complex"][0]["name"]:
-            print(f"          most complex so far: {worst.name} ({worst.complexity})")
+            print(f"      most complex so far: {worst.name} ({worst.complexity})")
     state["cursor"] = end
     state["done"] = end == len(files)
 
@@ -200,7 +204,7 @@ def _audit_module(state: dict[str, Any], path: Path, root: Path) -> Function:
         measures = measure(path.read_bytes(), name)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         problem = f"{type(error).__name__}: {error}".replace("<unknown>, ", "")[:200]
-        print(f"          can't read {name}: {problem}")
+        print(f"      can't read {name}: {problem}")
         state["unreadable"]["count"] += 1
         state["unreadable"]["first"] = [*state["unreadable"]["first"], {"name": name, "problem": problem}][
             :TOP
