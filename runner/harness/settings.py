@@ -57,6 +57,10 @@ class Settings(BaseSettings):
         default=False,
         validation_alias=AliasChoices("HARNESS_DOCKER_TLS_VERIFY", "DOCKER_TLS_VERIFY", "docker_tls_verify"),
     )
+    docker_context: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("HARNESS_DOCKER_CONTEXT", "DOCKER_CONTEXT", "docker_context"),
+    )
     #: Where a rootless engine keeps its socket; XDG Base Directory Specification.
     runtime_dir: Path = Field(
         default_factory=lambda: Path(f"/run/user/{os.getuid()}"),

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from harness.clock import SystemClock
 from harness.ports import Clock, Store
 from harness.sandbox.docker import DockerSandbox
-from harness.sandbox.engine import Engine, find_engine
+from harness.sandbox.engine import Engine
 from harness.sandbox.images import SandboxImages
+from harness.sandbox.locate import find_engine
 from harness.settings import Settings, get_settings
 
 
@@ -55,13 +56,7 @@ def make_store(settings: Settings, clock: Clock) -> Store:
 
 def make_sandbox(settings: Settings, clock: Clock) -> DockerSandbox:
     """Return the sandbox that the settings name; it connects on first use."""
-    address = find_engine(
-        settings.docker_host,
-        cert_path=settings.docker_cert_path,
-        tls_verify=settings.docker_tls_verify,
-        runtime_dir=settings.runtime_dir,
-    )
-    engine = Engine(address)
+    engine = Engine(find_engine(settings))
     return DockerSandbox(engine, SandboxImages(engine, default=settings.sandbox_image), clock=clock)
 
 

@@ -12,18 +12,16 @@ import json
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import docker
 import docker.errors
-import docker.tls
 import requests
 
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
+from harness.sandbox.locate import EngineAddress
 
 T = TypeVar("T")
 
@@ -35,78 +33,6 @@ CONTROL_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 #: Read-ahead of a stream, in bytes; a container that writes faster waits.
 STREAM_BUFFER_BYTES = 1 << 20
-
-_USUAL_SOCKET = Path("/var/run/docker.sock")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineAddress:
-    """Where an engine answers."""
-
-    #: ``unix:///…`` or ``tcp://host:port``.
-    url: str
-    #: Folder with ca.pem, cert.pem and key.pem; None: no TLS.
-    cert_path: Path | None = None
-    tls_verify: bool = True
-
-    def tls_config(self) -> docker.tls.TLSConfig | None:
-        """Return the SDK's form of the TLS settings."""
-        if self.cert_path is None:
-            return None
-        pair = (str(self.cert_path / "cert.pem"), str(self.cert_path / "key.pem"))
-        return docker.tls.TLSConfig(
-            client_cert=pair, ca_cert=str(self.cert_path / "ca.pem"), verify=self.tls_verify
-        )
-
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """Return asyncio's form of the TLS settings."""
-        if self.cert_path is None:
-            return None
-        context = ssl.create_default_context(cafile=str(self.cert_path / "ca.pem"))
-        context.load_cert_chain(self.cert_path / "cert.pem", self.cert_path / "key.pem")
-        if not self.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
-
-
-def find_engine(
-    docker_host: str | None, *, cert_path: Path | None, tls_verify: bool, runtime_dir: Path
-) -> EngineAddress:
-    """Pick the engine: the one named, else the current docker context's, else the usual sockets.
-
-    Args:
-        docker_host: As in ``DOCKER_HOST``; None when nothing is named.
-        cert_path: As in ``DOCKER_CERT_PATH``; used with TLS only.
-        tls_verify: As in ``DOCKER_TLS_VERIFY``.
-        runtime_dir: ``XDG_RUNTIME_DIR``, where a rootless engine has its socket.
-
-    Raises:
-        EngineUnavailableError: The address is of a kind that can't be used.
-    """
-    if docker_host is not None:
-        scheme = urlsplit(docker_host).scheme
-        if scheme not in ("unix", "tcp", "http", "https"):
-            raise EngineUnavailableError(
-                f"the Docker host {docker_host!r} can't be used: give unix:///path/to/docker.sock or tcp://host:port"
-            )
-        with_tls = cert_path is not None and (tls_verify or scheme == "https")
-        return EngineAddress(docker_host, cert_path if with_tls else None, tls_verify)
-    context_host = _context_host()
-    if context_host is not None:
-        return EngineAddress(context_host)
-    rootless = runtime_dir / "docker.sock"
-    usual = rootless if rootless.exists() and not _USUAL_SOCKET.exists() else _USUAL_SOCKET
-    return EngineAddress(f"unix://{usual}")
-
-
-def _context_host() -> str | None:
-    """Return the address of the current docker context when it is a local socket other than the default one."""
-    with contextlib.suppress(docker.errors.DockerException, OSError, ValueError):
-        context = docker.ContextAPI.get_current_context()
-        if context.name != "default" and str(context.Host or "").startswith("unix://"):
-            return str(context.Host)
-    return None
 
 
 class Engine:
@@ -132,7 +58,9 @@ class Engine:
 
     async def _connected(self) -> docker.APIClient:
         if self._closed:
-            raise EngineUnavailableError(f"the connection to the Docker Engine at {self.address.url} was closed")
+            raise EngineUnavailableError(
+                f"the connection to the Docker Engine at {self.address.url} was closed"
+            )
         async with self._connecting:
             if self._client is None:
                 self._client = await self._in_thread(self._connect)
