@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 #: Largest context a caller may pass, in bytes of JSON.
 MAX_CONTEXT_BYTES = 4 * MIB
+#: Bound on deriving a state from the output, in seconds; a compressor may be the user's own.
+COMPRESS_TIMEOUT_SECONDS = 60
 #: Longest `Task.result`, in characters.
 MAX_RESULT_CHARS = 1000
 #: Pause between two tries of a final write while the store is away, in seconds.
@@ -272,10 +274,18 @@ class AgentExecutor:
         manager = HandoffManager(
             store=run.parts.store, compressor=self._compressor, max_state_bytes=run.limits.state_bytes
         )
+        output = run.output.text("stdout")
+        if run.output.truncated:
+            # The cap may have cut a line in two, and half a line of state is none.
+            output = output[: output.rfind("\n") + 1]
         try:
-            state = await manager.compress_context(run.task.agent_id, run.output.text("stdout"), context)
+            async with asyncio.timeout(COMPRESS_TIMEOUT_SECONDS):
+                state = await manager.compress_context(run.task.agent_id, output, context)
         except StateRejectedError as error:
             return SandboxResult(Reason.STATE_REJECTED, result.exit_code, error.message), None
+        except TimeoutError:
+            error_message = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
+            return SandboxResult(Reason.STATE_REJECTED, result.exit_code, error_message), None
         return result, state
 
     async def _finish(self, run: _Run, outcome: Outcome, artifact: NewArtifact | None) -> None:
