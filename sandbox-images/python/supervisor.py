@@ -73,6 +73,8 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _noop)
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        # Python's own handler would let the agent end this process; without one the kernel spares PID 1: pid_namespaces(7).
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         poll = select.poll()
         for fd in (0, wake_read, self.reports.fd):
@@ -86,15 +88,20 @@ class Supervisor:
                 elif not self.reports.read():
                     poll.unregister(fd)
             self._reap()
-            if self.kill_at is not None and time.monotonic() >= self.kill_at:
-                self.stopped_by = self.stopped_by or "backstop"
-                self.kill_at = None
-                os.kill(self.agent, signal.SIGKILL)
+            self._kill_when_due()
         self.ended_at = time.monotonic()
         self._end_all_others()
         while self.reports.read():
             pass
+        self.reports.finish()
         self._write_result()
+
+    def _kill_when_due(self) -> None:
+        # A process that was just reaped can't be killed; nor may an end by itself be called a kill.
+        if self.status is None and self.kill_at is not None and time.monotonic() >= self.kill_at:
+            self.stopped_by = self.stopped_by or "backstop"
+            self.kill_at = None
+            os.kill(self.agent, signal.SIGKILL)
 
     def _poll_milliseconds(self) -> float | None:
         if self.kill_at is None:
@@ -190,7 +197,7 @@ class Supervisor:
             "wall_seconds": round(self.ended_at - self.started_at, 6) if self.started_at else 0.0,
             "oom_kills": oom_kills(),
         }
-        head = json.dumps(header).encode()
+        head = json.dumps(header, ensure_ascii=False).encode()
         payload = len(head).to_bytes(4, "big") + head + (self.reports.saved or b"")
         frame = RESULT_MAGIC + self.private.get("nonce", "").encode() + len(payload).to_bytes(4, "big")
         view = memoryview(frame + hashlib.sha256(payload).digest() + payload)
@@ -210,6 +217,7 @@ class Reports:
         self.refused: str | None = None
         self.error: str | None = None
         self.setup_error: str | None = None
+        self._begun = False
         self._buffer = bytearray()
         self._skip = 0
 
@@ -241,6 +249,11 @@ class Reports:
             self._take(kind, payload)
         return bool(data)
 
+    def finish(self) -> None:
+        """Refuse a message that was never completed, so that a state is not lost without a word."""
+        if self._buffer or self._skip:
+            self.saved, self.refused = None, self.refused or "the last message to the supervisor is torn"
+
     def _take(self, kind: bytes, payload: bytes) -> None:
         text = payload[:MAX_ERROR_BYTES].decode(errors="replace")
         if kind == b"S":
@@ -249,8 +262,11 @@ class Reports:
             self.saved, self.refused = None, text
         elif kind == b"E":
             self.error = text
-        elif kind == b"X":
+        elif kind == b"X" and not self._begun:
             self.setup_error = text
+        elif kind == b"B":
+            # From here on the messages may be the agent's own, and whether it was set up well is not its to say.
+            self._begun = True
 
 
 def forbid_inspection() -> None:
@@ -315,6 +331,7 @@ def agent_main(job_pipe: int, report_pipe: int) -> NoReturn:
     except (OSError, ValueError) as error:
         handoff.send(b"X", f"the agent's files could not be written: {error}".encode(errors="replace"))
     else:
+        handoff.send(b"B", b"")
         code = run_script(path, job["context"])
     os._exit(finalize(code))
 
