@@ -12,7 +12,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from harness.config import MIB
-from harness.errors import AgentNotFoundError, InvalidInputError, StateRejectedError, StoreError
+from harness.errors import (
+    AgentBusyError,
+    AgentNameTakenError,
+    AgentNotFoundError,
+    DuplicateFireError,
+    InvalidInputError,
+    StateRejectedError,
+    StoreError,
+    VersionConflictError,
+)
 from harness.jsontext import encode_document
 from harness.models import (
     Agent,
@@ -154,6 +163,26 @@ def agent_is_being_deleted(agent_id: int) -> AgentNotFoundError:
     )
 
 
+def name_taken(agent_id: int, name: str) -> AgentNameTakenError:
+    """Return the error for a name that agent `agent_id` has."""
+    return AgentNameTakenError(f"agent {agent_id} has the name {name!r} already; choose another")
+
+
+def version_conflict(agent_id: int, version: int, expected: int) -> VersionConflictError:
+    """Return the error for a change made from another version than the stored one."""
+    return VersionConflictError(
+        f"agent {agent_id} has version {version}, not {expected}: somebody changed it in the meantime; read it again "
+        "and repeat the change"
+    )
+
+
+def agent_is_active(agent_id: int, task_id: int) -> AgentBusyError:
+    """Return the error for the deletion of an agent with an active task."""
+    return AgentBusyError(
+        f"agent {agent_id} cannot be deleted: its task {task_id} is active; cancel it first"
+    )
+
+
 # Tasks
 
 
@@ -200,6 +229,16 @@ def task_from(document: Mapping[str, Any]) -> Task:
         return Task.model_validate(fields)
 
     return readable("task", document["id"], build)
+
+
+def duplicate_fire(task_id: int, fire_key: str) -> DuplicateFireError:
+    """Return the error for a fire that has a task."""
+    return DuplicateFireError(f"task {task_id} exists already for the fire {fire_key}")
+
+
+def slot_taken(agent_id: int, task_id: int) -> AgentBusyError:
+    """Return the error for an active slot that a task holds."""
+    return AgentBusyError(f"agent {agent_id} has the active task {task_id}; wait for its end or cancel it")
 
 
 def _attempt_document(attempt: Attempt) -> dict[str, Any]:

@@ -11,13 +11,9 @@ from typing import Any
 
 from harness.clock import SystemClock
 from harness.errors import (
-    AgentBusyError,
-    AgentNameTakenError,
     AgentNotFoundError,
-    DuplicateFireError,
     StoreUnavailableError,
     TaskNotFoundError,
-    VersionConflictError,
 )
 from harness.models import (
     Agent,
@@ -134,10 +130,7 @@ class SqliteStore:
         def work(db: sqlite3.Connection) -> Agent:
             row = _agent_row(db, agent_id, usable=True)
             if expected_version is not None and row["version"] != expected_version:
-                raise VersionConflictError(
-                    f"agent {agent_id} has version {row['version']}, not {expected_version}: somebody changed it in "
-                    "the meantime; read it again and repeat the change"
-                )
+                raise documents.version_conflict(agent_id, row["version"], expected_version)
             if row["name"] != draft.name:
                 _check_name_is_free(db, draft.name)
             changes = fields | {"version": row["version"] + 1, "updated_at": now}
@@ -153,9 +146,7 @@ class SqliteStore:
             _agent_row(db, agent_id)
             sql = "SELECT id FROM tasks WHERE agent_id = ? AND status IN ('pending', 'running') LIMIT 1"
             if active := _one(db, sql, agent_id):
-                raise AgentBusyError(
-                    f"agent {agent_id} cannot be deleted: its task {active['id']} is active; cancel it first"
-                )
+                raise documents.agent_is_active(agent_id, active["id"])
             _update(db, "agents", agent_id, {"deleting": 1})
             db.execute(
                 "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE agent_id = ? LIMIT ?)",
@@ -181,11 +172,9 @@ class SqliteStore:
             _agent_row(db, new.agent_id, usable=True)
             # The fire first: a fire that exists already needs no skip for being busy.
             if fired := _one(db, "SELECT id FROM tasks WHERE fire_key = ?", new.fire_key):
-                raise DuplicateFireError(f"task {fired['id']} exists already for the fire {new.fire_key}")
+                raise documents.duplicate_fire(fired["id"], new.fire_key or "")
             if active := _one(db, "SELECT id FROM tasks WHERE active_slot = ?", new.active_slot):
-                raise AgentBusyError(
-                    f"agent {new.agent_id} has the active task {active['id']}; wait for its end or cancel it"
-                )
+                raise documents.slot_taken(new.agent_id, active["id"])
             return _insert(db, "tasks", fields)
 
         return documents.task_from({"id": await self._file.write(work), **fields})
@@ -240,9 +229,7 @@ class SqliteStore:
 
         def work(db: sqlite3.Connection) -> Task | None:
             stored = _stored_task(db, task.id)
-            if stored is None or (stored.status, stored.fence) != (task.status, task.fence):
-                return None
-            if not transitions.is_due(stored, now):
+            if stored is None or not transitions.is_claimable(stored, task, now):
                 return None
             return _change_task(db, stored, transitions.claimed(stored, claim, now))
 
@@ -290,13 +277,9 @@ class SqliteStore:
 
         def work(db: sqlite3.Connection) -> Task | None:
             stored = _stored_task(db, task.id)
-            if stored is None or (stored.status, stored.fence) != (TaskStatus.RUNNING, task.fence):
+            if stored is None or not transitions.is_expired(stored, task, now):
                 return None
-            return (
-                _change_task(db, stored, transitions.expired(stored, now))
-                if transitions.is_due(stored, now)
-                else None
-            )
+            return _change_task(db, stored, transitions.expired(stored, now))
 
         return await self._file.write(work)
 
@@ -423,7 +406,7 @@ def _agent_row(db: sqlite3.Connection, agent_id: int, *, usable: bool = False) -
 
 def _check_name_is_free(db: sqlite3.Connection, name: str) -> None:
     if other := _one(db, "SELECT id FROM agents WHERE name = ?", name):
-        raise AgentNameTakenError(f"agent {other['id']} has the name {name!r} already; choose another")
+        raise documents.name_taken(other["id"], name)
 
 
 def _task(row: sqlite3.Row) -> Task:

@@ -26,9 +26,15 @@ def new_task(task_id: int, new: NewTask, now: datetime, claim: Claim | None) -> 
     return task if claim is None else claimed(task, claim, now)
 
 
-def is_due(task: Task, now: datetime) -> bool:
-    """Whether a claim may take the task: pending and its time has come, or running and its lease has ended."""
-    return task.due_at is not None and task.due_at <= now
+def is_claimable(stored: Task, read: Task, now: datetime) -> bool:
+    """Whether a claim decided on from `read` may take the task: it is due, and nobody took or ended it since."""
+    is_due = stored.due_at is not None and stored.due_at <= now
+    return is_due and (stored.status, stored.fence) == (read.status, read.fence)
+
+
+def is_expired(stored: Task, read: Task, now: datetime) -> bool:
+    """Whether the lease seen in `read` has run out, and nobody extended it, took the task over or ended it since."""
+    return stored.status is TaskStatus.RUNNING and is_claimable(stored, read, now)
 
 
 def lease_end(now: datetime, lease_seconds: float) -> datetime:

@@ -1,0 +1,62 @@
+"""What the parts of the MongoDB store share: the open database, the store's clock, and the layout of keys."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from harness.errors import StoreUnavailableError
+from harness.ports import Clock
+from harness.store.documents import int64, whole_millis
+from harness.store.mongo.driver import Database
+
+#: How old a measurement of the server's clock may get. Crystals drift by up to 100 ppm, that is 30 ms in this time.
+CLOCK_REFRESH_SECONDS = 300.0
+
+
+def ordered_key(owner_id: int, number: int) -> str:
+    """Return a key that sorts by owner and then by number, so that `_id` is the only index its collection needs."""
+    return f"{int64(owner_id):016x}:{number:016x}"
+
+
+def keys_of(owner_id: int, *, after: int = -1, before: int = 2**63) -> dict[str, str]:
+    """Return the condition on `_id` for an owner's keys with numbers between two bounds, both left out."""
+    low, high = max(-1, min(after, 2**63 - 1)) + 1, max(0, min(before, 2**63))
+    return {"$gte": ordered_key(owner_id, low), "$lt": ordered_key(owner_id, high)}
+
+
+class MongoPart:
+    """Base of the parts."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Keep the clock by which time is counted between two looks at the server's."""
+        self._clock = clock
+        self._database: Database | None = None
+        self._measured: tuple[datetime, float] | None = None
+
+    @property
+    def _db(self) -> Database:
+        if self._database is None:
+            raise StoreUnavailableError("the MongoDB store is not open; await its open() first")
+        return self._database
+
+    async def now(self) -> datetime:
+        """Return the server's time.
+
+        Counted on from the last look at the server by the monotonic clock, so that a step of this machine's wall clock
+        moves no lease.
+        """
+        if self._measured and self._clock.monotonic() - self._measured[1] > CLOCK_REFRESH_SECONDS:
+            await self._measure_clock()
+        elif self._database is None:
+            raise StoreUnavailableError("the MongoDB store is not open; await its open() first")
+        if self._measured is None:
+            return whole_millis(self._clock.now())
+        at, monotonic = self._measured
+        return whole_millis(at + timedelta(seconds=self._clock.monotonic() - monotonic))
+
+    async def _measure_clock(self) -> None:
+        before = self._clock.monotonic()
+        server = await self._db.server_time()
+        after = self._clock.monotonic()
+        # The server looked at its clock somewhere in between; half way is off by half of the round trip at most.
+        self._measured = None if server is None else (server, (before + after) / 2)

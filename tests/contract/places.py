@@ -1,0 +1,122 @@
+"""Where the contract suite opens stores: each `Place` is one set of data, opened through as many stores as a test asks."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.models import AgentDraft, Claim, LogChunk, NewArtifact, NewTask, Outcome, Reason, Task, log_seq
+from harness.ports import Store
+from harness.store.mongo import MongoStore
+from harness.store.sqlite import SqliteStore
+from harness.testing import FakeClock, MemoryStore
+
+MEMORY, SQLITE, MONGOMOCK, WIRE, MOTOR, NAMED = "memory", "sqlite", "mongomock", "wire", "motor", "named"
+
+#: Servers and files that several stores can open at once, with races as in production.
+REAL = [SQLITE, WIRE, MOTOR] + [NAMED] * ("HARNESS_TEST_MONGODB_URI" in os.environ)
+#: mongomock shares data between stores, but never yields: no race can show on it.
+SHARED = [*REAL, MONGOMOCK]
+EVERY = [MEMORY, *SHARED]
+
+LEASE_SECONDS = 30.0
+
+
+class Place(Protocol):
+    """One set of data, empty at first."""
+
+    clock: FakeClock
+
+    def make(self) -> Store:
+        """Return a new store on the data, not opened, as another process would have."""
+
+    async def clean(self) -> None:
+        """Close every store made and remove the data."""
+
+
+class _Place:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.stores: list[Store] = []
+
+    def keep(self, store: Store) -> Store:
+        self.stores.append(store)
+        return store
+
+    async def clean(self) -> None:
+        for store in self.stores:
+            await store.close()
+
+
+class MemoryPlace(_Place):
+    def make(self) -> Store:
+        return self.keep(MemoryStore(clock=self.clock))
+
+
+class SqlitePlace(_Place):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "data" / "store.sqlite3"
+
+    def make(self) -> Store:
+        return self.keep(SqliteStore(self.path, clock=self.clock))
+
+
+class MongoPlace(_Place):
+    def __init__(self, make_client: Callable[[], Any]) -> None:
+        super().__init__()
+        self.database = f"harness_test_{uuid.uuid4().hex}"
+        self.make_client = make_client
+        self.clients: list[Any] = []
+
+    def client(self) -> Any:
+        self.clients.append(self.make_client())
+        return self.clients[-1]
+
+    def make(self) -> Store:
+        return self.keep(MongoStore(self.client(), database=self.database, clock=self.clock))
+
+    async def clean(self) -> None:
+        await super().clean()
+        if self.clients:
+            await self.clients[0].drop_database(self.database)
+        for client in self.clients:
+            closing = client.close()
+            if isinstance(closing, Awaitable):
+                await closing
+
+
+def draft(name: str = "agent", **fields: Any) -> AgentDraft:
+    return AgentDraft(**({"name": name, "code": "print(1)"} | fields))
+
+
+def claim(owner: str = "runner-1", lease_seconds: float = LEASE_SECONDS) -> Claim:
+    return Claim(owner=owner, lease_seconds=lease_seconds)
+
+
+def completed(**fields: Any) -> Outcome:
+    values: dict[str, Any] = {"reason": Reason.COMPLETED, "exit_code": 0}
+    return Outcome(**(values | fields))
+
+
+def state(**fields: Any) -> NewArtifact:
+    return NewArtifact(state=fields)
+
+
+async def running_task(store: Store, agent_id: int, **fields: Any) -> Task:
+    return await store.create_task(NewTask(agent_id=agent_id, **fields), claim=claim())
+
+
+async def chunk(
+    store: Store, index: int, data: bytes = b"line\n", *, attempt: int = 1, **fields: Any
+) -> LogChunk:
+    values: dict[str, Any] = {
+        "seq": log_seq(attempt, index),
+        "stream": "stdout",
+        "data": data,
+        "at": await store.now(),
+    }
+    return LogChunk(**(values | fields))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from tests.contract.places import LEASE_SECONDS, Place, chunk, claim, completed, running_task, state
+
+from harness.errors import LeaseLostError
+from harness.models import Agent, Attempt, NewTask, Reason, Task, TaskStatus
+from harness.ports import Store
+
+
+async def take_over(place: Place, store: Store, task: Task) -> Task:
+    await place.clock.advance(LEASE_SECONDS)
+    taken = await store.claim_task(await store.get_task(task.id), claim("runner-2"))
+    assert taken is not None
+    return taken
+
+
+async def test_a_claim_begins_an_attempt(place: Place, store: Store, agent: Agent) -> None:
+    pending = await store.create_task(NewTask(agent_id=agent.id))
+    await place.clock.advance(3)
+
+    task = await store.claim_task(pending, claim("me", 12.5))
+
+    now = await store.now()
+    assert task is not None
+    assert task == await store.get_task(task.id)
+    assert (task.status, task.fence, task.lease_owner, task.started_at) == (TaskStatus.RUNNING, 1, "me", now)
+    assert task.due_at == now + timedelta(seconds=12.5)
+    assert task.attempts == (Attempt(number=1, started_at=now),)
+
+
+async def test_a_task_is_claimed_once(store: Store, agent: Agent) -> None:
+    pending = await store.create_task(NewTask(agent_id=agent.id))
+    first = await store.claim_task(pending, claim("runner-1"))
+
+    assert await store.claim_task(pending, claim("runner-2")) is None
+    assert await store.claim_task(pending, claim("runner-1")) is None
+
+    assert await store.get_task(pending.id) == first
+
+
+async def test_a_task_whose_time_has_not_come_is_not_claimed(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    at = await store.now() + timedelta(seconds=60)
+    pending = await store.create_task(NewTask(agent_id=agent.id, scheduled_at=at))
+
+    assert await store.claim_task(pending, claim()) is None
+    assert await store.get_task(pending.id) == pending
+    await place.clock.advance(60)
+
+    assert await store.claim_task(pending, claim()) is not None
+
+
+async def test_a_deleted_task_is_not_claimed(store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+    await store.finish_task(task.id, 1, completed())
+    await store.delete_agent(agent.id)
+
+    assert await store.claim_task(task, claim()) is None
+
+
+async def test_a_live_lease_is_not_taken_over(place: Place, store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+    await place.clock.advance(LEASE_SECONDS - 0.001)
+
+    assert await store.claim_task(task, claim("runner-2")) is None
+
+    assert await store.get_task(task.id) == task
+
+
+async def test_an_expired_lease_is_taken_over_under_a_higher_fence(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    task = await running_task(store, agent.id)
+
+    taken = await take_over(place, store, task)
+
+    now = await store.now()
+    assert taken == await store.get_task(task.id)
+    assert (taken.status, taken.fence, taken.lease_owner) == (TaskStatus.RUNNING, 2, "runner-2")
+    assert taken.started_at == task.started_at
+    assert taken.due_at == now + timedelta(seconds=LEASE_SECONDS)
+    assert taken.attempts == (
+        Attempt(number=1, started_at=task.created_at, ended_at=now, reason=Reason.LOST),
+        Attempt(number=2, started_at=now),
+    )
+
+
+async def test_a_take_over_keeps_the_reason_that_was_written(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    task = await running_task(store, agent.id)
+    expired = await store.get_task(task.id)
+    await store.record_reason(task.id, 1, Reason.TIMEOUT, "took longer than 300 s")
+    await place.clock.advance(LEASE_SECONDS)
+
+    # Read before the reason was written: what is stored counts.
+    taken = await store.claim_task(expired, claim("runner-2"))
+
+    assert taken is not None
+    first = taken.attempts[0]
+    assert (first.reason, first.error, first.ended_at) == (
+        Reason.TIMEOUT, "took longer than 300 s", await store.now(),
+    )  # fmt: skip
+
+
+async def test_an_extended_lease_defeats_a_claim_decided_before(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    task = await running_task(store, agent.id)
+    await place.clock.advance(LEASE_SECONDS)
+    (expired,) = await store.due_tasks(status=TaskStatus.RUNNING)
+
+    end = await store.extend_lease(task.id, 1, 10)
+
+    assert end == await store.now() + timedelta(seconds=10)
+    assert (await store.get_task(task.id)).due_at == end
+    assert await store.claim_task(expired, claim("runner-2")) is None
+    await place.clock.advance(9.999)
+    assert await store.due_tasks(status=TaskStatus.RUNNING) == []
+    await place.clock.advance(0.001)
+    assert len(await store.due_tasks(status=TaskStatus.RUNNING)) == 1
+
+
+async def test_an_extension_changes_nothing_else(store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+
+    end = await store.extend_lease(task.id, 1, 60)
+
+    assert await store.get_task(task.id) == task.model_copy(update={"due_at": end})
+
+
+async def test_the_first_recorded_reason_stays(store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+
+    await store.record_reason(task.id, 1, Reason.TIMEOUT, "too slow")
+    await store.record_reason(task.id, 1, Reason.CANCELLED, "asked to")
+
+    stored = await store.get_task(task.id)
+    assert (stored.status, stored.reason) == (TaskStatus.RUNNING, None)
+    assert stored.attempt is not None
+    assert (stored.attempt.reason, stored.attempt.error) == (Reason.TIMEOUT, "too slow")
+    assert stored.attempt.ended_at is None
+
+
+async def test_a_reason_may_come_without_a_sentence(store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+
+    await store.record_reason(task.id, 1, Reason.OUT_OF_MEMORY)
+
+    attempt = (await store.get_task(task.id)).attempt
+    assert attempt is not None
+    assert (attempt.reason, attempt.error) == (Reason.OUT_OF_MEMORY, None)
+
+
+FencedWrite = Callable[[Store, Task, int], Awaitable[object]]
+
+
+async def _append(store: Store, task: Task, fence: int) -> None:
+    await store.append_logs(task.id, fence, [await chunk(store, 0, attempt=fence)])
+
+
+FENCED_WRITES: dict[str, FencedWrite] = {
+    "extend_lease": lambda store, task, fence: store.extend_lease(task.id, fence, 60),
+    "record_reason": lambda store, task, fence: store.record_reason(task.id, fence, Reason.TIMEOUT),
+    "finish_task": lambda store, task, fence: store.finish_task(
+        task.id, fence, completed(), artifact=state(a=1)
+    ),
+    "append_logs": _append,
+    "append_nothing": lambda store, task, fence: store.append_logs(task.id, fence, []),
+}
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES.values(), ids=FENCED_WRITES.keys())
+@pytest.mark.parametrize("fence", [0, 1, 3, 2**40, -1])
+async def test_a_write_under_another_fence_changes_nothing(
+    place: Place, store: Store, agent: Agent, write: FencedWrite, fence: int
+) -> None:
+    taken = await take_over(place, store, await running_task(store, agent.id))
+
+    with pytest.raises(LeaseLostError, match=f"task {taken.id} .*nothing was written"):
+        await write(store, taken, fence)
+
+    assert await store.get_task(taken.id) == taken
+    assert await store.read_logs(taken.id) == []
+    assert await store.artifact_history(agent.id) == []
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES.values(), ids=FENCED_WRITES.keys())
+@pytest.mark.parametrize("became", ["pending", "completed", "deleted"])
+async def test_a_write_to_a_task_that_does_not_run_changes_nothing(
+    store: Store, agent: Agent, write: FencedWrite, became: str
+) -> None:
+    task = await store.create_task(NewTask(agent_id=agent.id), claim=None if became == "pending" else claim())
+    if became != "pending":
+        task = await store.finish_task(task.id, 1, completed())
+    if became == "deleted":
+        await store.delete_agent(agent.id)
+
+    for fence in (0, 1):
+        with pytest.raises(LeaseLostError, match="nothing was written"):
+            await write(store, task, fence)
+
+    assert await store.read_logs(task.id) == []
+    assert await store.artifact_history(agent.id) == []
+    if became != "deleted":
+        assert await store.get_task(task.id) == task
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES.values(), ids=FENCED_WRITES.keys())
+async def test_an_expired_lease_that_nobody_took_still_writes(
+    place: Place, store: Store, agent: Agent, write: FencedWrite
+) -> None:
+    task = await running_task(store, agent.id)
+    await place.clock.advance(LEASE_SECONDS * 2)
+
+    await write(store, task, 1)
+
+
+async def test_fences_rise_by_one_at_every_take_over(place: Place, store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+    for fence in range(2, 6):
+        task = await take_over(place, store, task)
+        assert task.fence == fence
+    done = await store.finish_task(task.id, 5, completed())
+
+    assert [attempt.number for attempt in done.attempts] == [1, 2, 3, 4, 5]
+    assert [attempt.reason for attempt in done.attempts] == [Reason.LOST] * 4 + [Reason.COMPLETED]
