@@ -142,7 +142,9 @@ class Display:
         self._unfinished.clear()
 
     def _agent_line(self, line: str, stream: OutputStream) -> None:
-        self._line(f"    | {line}", "dim red" if stream == "stderr" else "dim")
+        style = "dim red" if stream == "stderr" else "dim"
+        text = Text(f"    | {line}", style, no_wrap=True, overflow="ellipsis")
+        self._console.print(text, soft_wrap=not self._has_bar)
         found = _PROGRESS.match(line)
         if found and self._bar is not None:
             self._progress.update(self._bar, completed=int(found[1]), total=int(found[2]))

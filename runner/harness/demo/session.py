@@ -15,6 +15,7 @@ from harness.errors import AgentNotFoundError
 from harness.executor import AgentExecutor
 from harness.jsontext import encode_document
 from harness.models import Agent, AgentDraft, Attempt, ExecutionResult, HandoffArtifact, Task
+from harness.sandbox.inspection import ping
 from harness.wiring import Runtime, open_runtime
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ async def run_demo(settings: Settings, display: Display) -> bool:
         Whether everything was as it should be.
 
     Raises:
-        EngineUnavailableError: No engine answers.
+        EngineUnavailableError: No engine answers; nothing was printed when that is so from the start.
         HarnessError: The store or an image fails.
     """
     async with open_runtime(settings) as runtime:
+        await ping(runtime.sandbox.engine)
         display.title("An agent audits the standard library of its own Python, a tenth of it per run.")
         image = await runtime.images.ensure_default(display.say)
         display.say(f"Each run is a new container of {image} on {runtime.sandbox.engine.address.url}.")
@@ -88,8 +90,9 @@ async def run_demo(settings: Settings, display: Display) -> bool:
             with display.live():
                 await _run_until_done(runtime, agent, display, task_ids)
         except BaseException:
-            # Also when it was interrupted, people want to know.
-            display.verdict([await uninterrupted(_containers_left(runtime))])
+            if task_ids:
+                # Whoever interrupts it wants to know as well.
+                display.verdict([await uninterrupted(_containers_left(runtime))])
             raise
         runs = await _finished_runs(runtime.store, agent, task_ids)
         display.runs(runs)
@@ -161,7 +164,7 @@ def _explain_after(result: ExecutionResult, display: Display) -> None:
     display.step("SUMMARIZE", f"Its call of handoff.save(state, summary) says: {result.summary}.")
     display.step(
         "RESET",
-        "The state is saved as a handoff artifact and the container is gone. All later runs do the same.",
+        "The state is saved as a handoff artifact, and the container is gone. Every run takes these four steps.",
     )
 
 

@@ -190,7 +190,7 @@ def audit_batch(state: dict[str, Any], files: list[Path], root: Path) -> None:
         lines = state["counts"]["lines"] - lines_before
         print(f"{last:>4}/{len(files)}  {names:<{NAMES_WIDTH}} {lines:>7,} lines")
         if worst.name and worst.name == state["most_complex"][0]["name"]:
-            print(f"      most complex so far: {worst.name} ({worst.complexity})")
+            print(f"      most complex so far ({worst.complexity}): {worst.name}")
     state["cursor"] = end
     state["done"] = end == len(files)
 
