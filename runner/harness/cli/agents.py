@@ -89,8 +89,8 @@ def create(
     Examples:
       harness agents create greeter --code greeter.py
       harness agents create crawler --folder crawler/ --config crawler.yaml
-      harness agents create poller --code - --set limits.timeout_seconds=60 < poller.py
-      harness agents create nightly --code n.py --set schedule.type=cron --set "schedule.cron=0 3 * * *"
+      harness agents create poller --code - --set limits.cpus=0.5 < poller.py
+      harness agents create nightly --code nightly.py --set network=open
     """
     draft = _draft(
         {"name": name, **_program(code, folder, entrypoint), "config": _config({}, config, settings)}
@@ -179,7 +179,7 @@ def update(  # noqa: PLR0913 - one for each option
     \b
     Examples:
       harness agents update greeter --code greeter.py
-      harness agents update greeter --set limits.max_memory_mb=512 --set env.TOKEN=abc
+      harness agents update greeter --set limits.cpus=2 --set env.TOKEN=abc
       harness agents update 3 --config new.yaml --if-version 7
     """
     if all(given is None for given in (name, code, folder, entrypoint, config, settings)):

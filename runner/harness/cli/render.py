@@ -87,7 +87,7 @@ def print_styled(head: str, rest: str, *, style_of: str = "") -> None:
         return
     from rich.text import Text
 
-    text = Text(head, style=STYLES.get(style_of, "")).append(line, style="default")
+    text = Text().append(head, style=STYLES.get(style_of, "")).append(line)
     _console(sys.stdout).print(text, soft_wrap=True)
 
 
@@ -101,25 +101,44 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, give_w
     """
     cells = [[one_line(cell) or "-" for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _print_rich_table(headers, cells, give_way)
+        _print_fitted_table(headers, cells, give_way)
         return
     widths = [max(len(line[column]) for line in [headers, *cells]) for column in range(len(headers))]
     for line in [headers, *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], give_way: str) -> None:
-    from rich.table import Table
+def _print_fitted_table(headers: Sequence[str], rows: Sequence[Sequence[str]], give_way: str) -> None:
+    """Print a table no wider than the terminal, with styles; rich's own tables shrink all columns alike."""
+    from rich.cells import cell_len
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(
-            header, no_wrap=True, overflow="ellipsis", min_width=None if header == give_way else len(header)
-        )
-    for row in rows:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    _console(sys.stdout).print(table)
+    console = _console(sys.stdout)
+    natural = [max(cell_len(line[column]) for line in [headers, *rows]) for column in range(len(headers))]
+    widths = _fit(natural, [len(header) for header in headers], headers.index(give_way), console.width)
+    for line in [headers, *rows]:
+        text = Text()
+        for cell, width in zip(line, widths, strict=True):
+            part = Text(cell, style="bold" if line is headers else STYLES.get(cell, ""))
+            part.truncate(width, overflow="ellipsis", pad=True)
+            text.append(part).append("  ")
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+
+
+def _fit(natural: Sequence[int], least: Sequence[int], give_way: int, available: int) -> list[int]:
+    """Return column widths: `give_way` is cut first, then whichever is widest; nothing below its `least`."""
+    widths = list(natural)
+    excess = sum(widths) + 2 * (len(widths) - 1) - available
+    if excess > 0:
+        widths[give_way] = max(least[give_way], widths[give_way] - excess)
+    while sum(widths) + 2 * (len(widths) - 1) > available:
+        spare = [width - floor for width, floor in zip(widths, least, strict=True)]
+        widest = spare.index(max(spare))
+        if spare[widest] <= 0:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
@@ -131,9 +150,7 @@ def print_fields(fields: Mapping[str, str]) -> None:
         if sys.stdout.isatty():
             from rich.text import Text
 
-            _console(sys.stdout).print(
-                Text(label, style="bold").append(f" {value}", style="default"), soft_wrap=True
-            )
+            _console(sys.stdout).print(Text().append(label, style="bold").append(f" {value}"), soft_wrap=True)
         else:
             print(f"{label} {value}")
 

@@ -39,11 +39,11 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 EXIT_CODES_HELP = """\b
 Exit codes:
   0    done; for run: the run completed
-  1    the run failed, or doctor found a problem, or the command failed otherwise
+  1    the run failed, doctor found a problem, or something else went wrong
   2    usage error, or invalid input or settings
   3    no such agent, task or artifact; or a conflict with what is stored
   4    the store or the Docker Engine is not available, or an image is missing
-  130  interrupted (Ctrl+C); 143 terminated; 141 nobody reads the output any more"""
+  130  interrupted by Ctrl+C; 143 terminated; 141 nobody reads the output"""
 
 _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
     (InvalidInputError, EXIT_INVALID),
@@ -88,9 +88,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logger = logging.getLogger("harness")
-    logger.handlers[:] = [NoteHandler(logging.WARNING)]
-    logger.propagate = False
+    logging.getLogger("harness").handlers[:] = [NoteHandler(logging.WARNING)]
 
 
 def mute(stream: TextIO) -> None:

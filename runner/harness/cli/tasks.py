@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,7 +166,7 @@ def logs(
     if as_json:
         _print_logs_json(task, wanted, follow=follow)
         return
-    output = LiveOutput(to_stdout=stream is not LogStream.BOTH)
+    output = LiveOutput(sys.stdout, sys.stderr if stream is LogStream.BOTH else sys.stdout)
 
     async def work() -> None:
         async with open_store() as store:
