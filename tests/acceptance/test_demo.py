@@ -112,7 +112,7 @@ async def test_demo_audits_the_whole_library_and_leaves_nothing_every_time(
             in done.stdout
         )
         assert f"modules audited: {counted['modules']} of {counted['modules']}" in done.stdout
-        assert "containers used: 10, one per run" in done.stdout
+        assert "containers used: 10 for 10 runs" in done.stdout
         assert "containers left: 0" in done.stdout
         assert "NOT OK" not in done.stdout
 
@@ -132,14 +132,10 @@ async def test_interrupted_demo_removes_its_container_and_a_kept_one_goes_on(
     tmp_path: Path, lab: Lab
 ) -> None:
     kept = tmp_path / "kept"
-    interrupt_in_the_third_run(kept)
+    assert interrupt_in_the_third_run(kept, signal.SIGINT) == 130
 
-    async with open_runtime(Settings(data_dir=kept, mongodb_uri=None)) as runtime:
-        store = runtime.store
-        labelled = {"label": f"{LABEL_STORE}={store.store_id}"}
-        assert await lab.engine.call(APIClient.containers, all=True, filters=labelled) == []
-        assert (await store.list_tasks(status=TaskStatus.RUNNING)).total_count == 0
-        audited = (await artifacts_in(kept))[0].state["cursor"]
+    await assert_nothing_is_left_running(kept, lab)
+    audited = (await artifacts_in(kept))[0].state["cursor"]
     assert audited > 0
 
     second = run_demo(tmp_path, "--keep", str(kept))
@@ -161,19 +157,32 @@ async def test_interrupted_demo_removes_its_container_and_a_kept_one_goes_on(
     assert newest.state == finished.state
 
 
-def interrupt_in_the_third_run(kept: Path) -> None:
+async def test_closing_its_terminal_removes_the_container(tmp_path: Path, lab: Lab) -> None:
+    assert interrupt_in_the_third_run(tmp_path, signal.SIGHUP) == 143
+
+    await assert_nothing_is_left_running(tmp_path, lab)
+
+
+def interrupt_in_the_third_run(kept: Path, number: signal.Signals) -> int:
     with subprocess.Popen(
         [*COMMAND, "--keep", str(kept)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("run 3"):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
     assert "containers left: 0" in rest
-    assert errors == "error: stopped by SIGINT\n"
+    assert re.fullmatch(r"error: stopped by SIG(INT|TERM)\n", errors)
+    return process.returncode
+
+
+async def assert_nothing_is_left_running(kept: Path, lab: Lab) -> None:
+    async with open_runtime(Settings(data_dir=kept, mongodb_uri=None)) as runtime:
+        labelled = {"label": f"{LABEL_STORE}={runtime.store.store_id}"}
+        assert await lab.engine.call(APIClient.containers, all=True, filters=labelled) == []
+        assert (await runtime.store.list_tasks(status=TaskStatus.RUNNING)).total_count == 0
 
 
 def test_findings_shown_are_those_of_the_stored_artifact(tmp_path: Path) -> None:
@@ -267,6 +276,17 @@ def test_without_an_engine_it_is_one_line_with_a_remedy(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert "none.sock does not answer" in done.stderr
     assert "./justw docker-engine" in done.stderr
+
+
+def test_failed_run_fails_the_demo(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, HARNESS_SANDBOX_IMAGE="agent-harness/python:none")
+
+    assert done.returncode == 1
+    assert [row[1] for row in rows(done.stdout)] == ["sandbox_error"]
+    assert "NOT OK runs completed: 0 of 1" in done.stdout
+    assert "NOT OK containers used: 0 for 1 runs" in done.stdout
+    assert "containers left: 0" in done.stdout
+    assert "What to try next" not in done.stdout
 
 
 def test_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:

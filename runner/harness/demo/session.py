@@ -62,8 +62,8 @@ class FinishedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that was checked."""
+class Check:
+    """Something that was looked at once more at the end."""
 
     as_expected: bool
     text: str
@@ -177,18 +177,19 @@ async def _finished_runs(store: Store, agent: Agent, task_ids: Sequence[int]) ->
     ]
 
 
-def _check(runs: Sequence[FinishedRun], newest: HandoffArtifact | None) -> list[Finding]:
+def _check(runs: Sequence[FinishedRun], newest: HandoffArtifact | None) -> list[Check]:
     succeeded = sum(run.succeeded for run in runs)
     state = {} if newest is None else newest.state
     audited, total = state.get("cursor", 0), state.get("total", 0)
-    containers = sum(len(run.task.attempts) for run in runs)
+    attempts = [attempt for run in runs for attempt in run.task.attempts]
+    containers = sum(attempt.usage.container_start_seconds is not None for attempt in attempts)
     return [
-        Finding(succeeded == len(runs) > 0, f"runs completed: {succeeded} of {len(runs)}"),
-        Finding(bool(state.get("done")) and audited == total, f"modules audited: {audited} of {total}"),
-        Finding(containers == len(runs), f"containers used: {containers}, one per run"),
+        Check(succeeded == len(runs) > 0, f"runs completed: {succeeded} of {len(runs)}"),
+        Check(bool(state.get("done")) and audited == total, f"modules audited: {audited} of {total}"),
+        Check(containers == len(runs), f"containers used: {containers} for {len(runs)} runs"),
     ]
 
 
-async def _containers_left(runtime: Runtime) -> Finding:
+async def _containers_left(runtime: Runtime) -> Check:
     left = await runtime.sandbox.owned_containers(runtime.store.store_id)
-    return Finding(not left, f"containers left: {len(left)}")
+    return Check(not left, f"containers left: {len(left)}")
