@@ -56,7 +56,7 @@ _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
 
 
 class StoppedBySignalError(Exception):
-    """The command was stopped by SIGINT or SIGTERM, and has cleaned up."""
+    """The command was stopped by a signal, and has cleaned up."""
 
     def __init__(self, number: signal.Signals, message: str = "") -> None:
         super().__init__(message or f"stopped by {number.name}")
@@ -99,7 +99,7 @@ def mute(stream: TextIO) -> None:
 
 
 def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end; SIGINT and SIGTERM cancel it, so that it cleans up first.
+    """Run a coroutine to its end; SIGINT, SIGTERM and SIGHUP cancel it, so that it cleans up first.
 
     Raises:
         StoppedBySignalError: A signal came, and the coroutine ended by its cancellation.
@@ -122,7 +122,9 @@ async def _with_signals(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             # Threads may hang in a call to a mute engine, and the interpreter would wait for them.
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # by nohup, or a shell that runs us in the background
         loop.add_signal_handler(number, on_signal, number)
     try:
         return await task
