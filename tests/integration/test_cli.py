@@ -395,7 +395,7 @@ async def test_doctor_finds_a_container_left_behind(harness: Shell, sandbox_imag
 def test_no_command_page_loads_a_driver_or_docker(harness: Shell) -> None:
     program = (
         "import sys\nfrom harness.cli.app import invoke\ninvoke(['agents', 'create', '--help'])\n"
-        "sys.exit(','.join(sorted({'docker', 'pymongo', 'aiosqlite', 'rich'} & set(sys.modules))) or 0)"
+        "sys.exit(','.join(sorted({'docker', 'pymongo', 'aiosqlite', 'rich', 'harness.models'} & set(sys.modules))) or 0)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=harness.environment

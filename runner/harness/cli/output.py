@@ -10,12 +10,14 @@ import os
 import queue
 import select
 import threading
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from harness.cli.text import TerminalText
-from harness.ports import OutputStream
 
-_Piece = tuple[OutputStream, bytes, bool]
+if TYPE_CHECKING:
+    from harness.ports import OutputStream
+
+    _Piece = tuple[OutputStream, bytes, bool]
 
 
 class LiveOutput:
