@@ -289,7 +289,7 @@ def _kind(agent: Agent) -> str:
         return f"{len(agent.files)} files, {agent.entrypoint}"
     if agent.code:
         return f"code, {text.size_text(len(agent.code.encode()))}"
-    return f"command {' '.join(agent.options.command or ())}"
+    return f"command {' '.join(agent.config.get('command') or ())}"
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def read_folder(folder: str) -> dict[str, str]:
     size = 0
     for path in _files_below(root):
         text = read_text(str(path), what="code", max_bytes=MAX_CODE_BYTES)
-        size += len(text)
+        size += len(text.encode())
         if size > MAX_CODE_BYTES:
             raise InvalidInputError(
                 f"the files in {folder!r} are larger than {MAX_CODE_BYTES:,} bytes together; is that the right folder?"

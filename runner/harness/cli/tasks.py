@@ -170,6 +170,8 @@ def logs(
     async def work() -> None:
         async with open_store() as store:
             async for chunk in _chunks(store, task, follow=follow):
+                if output.reader_is_gone:
+                    return
                 if chunk.stream in wanted:
                     output(chunk.stream, chunk.data)
 
@@ -177,6 +179,8 @@ def logs(
         run_async(work)
     finally:
         output.finish()
+    if output.reader_is_gone:
+        raise BrokenPipeError
 
 
 def _print_logs_json(task: int, wanted: set[str], *, follow: bool) -> None:
