@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.aio import uninterrupted
@@ -21,6 +21,7 @@ from harness.compression import Compressor
 from harness.config import MIB, AgentConfig
 from harness.errors import (
     AgentBusyError,
+    HarnessError,
     InvalidInputError,
     LeaseLostError,
     SandboxError,
@@ -170,12 +171,16 @@ class AgentExecutor:
         )
         claimed_at = self._clock.monotonic()
         task = await self._create_claimed(parts, new)
-        if on_task is not None:
-            on_task(task)
-        return await self.run_task(task, agent, claimed_at=claimed_at, on_output=on_output)
+        return await self.run_task(task, agent, claimed_at=claimed_at, on_output=on_output, on_task=on_task)
 
     async def run_task(
-        self, task: Task, agent: Agent, *, claimed_at: float, on_output: OutputSink | None = None
+        self,
+        task: Task,
+        agent: Agent,
+        *,
+        claimed_at: float,
+        on_output: OutputSink | None = None,
+        on_task: OnTask | None = None,
     ) -> ExecutionResult:
         """Run a task that this process has claimed, to its final write.
 
@@ -184,6 +189,11 @@ class AgentExecutor:
             agent: Whose task it is.
             claimed_at: ``clock.monotonic`` from before the claim.
             on_output: Told the output as it comes; must not block.
+            on_task: Told the task before its container is made.
+
+        Raises:
+            StoreUnavailableError: The store does not answer; the task ends as lost if it never does.
+            Exception: What `on_output` or `on_task` raised; the task ends as a sandbox error.
         """
         parts = await self._resolve()
         limits = self._limits(agent.options, parts.settings)
@@ -206,13 +216,19 @@ class AgentExecutor:
         run = _Run(task, agent, limits, lease, output, parts)
         async with lease:
             try:
+                if on_task is not None:
+                    on_task(task)
                 return await self._load_execute_save(run)
             except asyncio.CancelledError:
-                await uninterrupted(self._finish_cancelled(run))
+                await uninterrupted(self._give_up(run, Reason.CANCELLED, "cancelled by its caller"))
                 raise
             except LeaseLostError as error:
                 logger.error("%s", error, extra={"action": "run_lost", "task_id": task.id})
                 return _as_result(run, SandboxResult(Reason.LOST, -1, error.message), None, None)
+            except Exception as error:
+                # A callback's mistake or ours: whoever called learns of it, and the task must not seem to run on.
+                await uninterrupted(self._give_up(run, Reason.SANDBOX_ERROR, f"the runner failed: {error!r}"))
+                raise
 
     async def _load_execute_save(self, run: _Run) -> ExecutionResult:
         task = run.task
@@ -282,11 +298,18 @@ class AgentExecutor:
             async with asyncio.timeout(COMPRESS_TIMEOUT_SECONDS):
                 state = await manager.compress_context(run.task.agent_id, output, context)
         except StateRejectedError as error:
-            return SandboxResult(Reason.STATE_REJECTED, result.exit_code, error.message), None
+            problem = error.message
         except TimeoutError:
-            error_message = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
-            return SandboxResult(Reason.STATE_REJECTED, result.exit_code, error_message), None
-        return result, state
+            problem = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
+        except Exception as error:
+            # It may be anybody's code, and may ask a service that is down.
+            logger.exception(
+                "the compressor failed", extra={"action": "compressor_failed", "task_id": run.task.id}
+            )
+            problem = f"the compressor failed: {error!r}"
+        else:
+            return result, state
+        return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
 
     async def _finish(self, run: _Run, outcome: Outcome, artifact: NewArtifact | None) -> None:
         """Store the rest of the output and the end of the task; as long as the lease holds, try again."""
@@ -301,13 +324,13 @@ class AgentExecutor:
             else:
                 return
 
-    async def _finish_cancelled(self, run: _Run) -> None:
-        result = SandboxResult(Reason.CANCELLED, -1, "cancelled by its caller")
+    async def _give_up(self, run: _Run, reason: Reason, message: str) -> None:
+        """End the task without a result, as long as the lease holds."""
         try:
-            await self._finish(run, _as_outcome(run, result, None), None)
-        except LeaseLostError as error:
-            # Finished already, or taken over: either way it is not ours to end.
-            logger.info("cancelled run not recorded: %s", error)
+            await self._finish(run, _as_outcome(run, SandboxResult(reason, -1, message), None), None)
+        except HarnessError as error:
+            # Finished already, or taken over, and so not ours to end; or the store is away, and the lease ends it.
+            logger.info("end of a run given up not recorded: %s", error)
 
     async def _create_claimed(self, parts: _Parts, new: NewTask) -> Task:
         claim = Claim(owner=self.owner, lease_seconds=parts.settings.lease_seconds)
@@ -357,12 +380,13 @@ class AgentExecutor:
 
 async def _withdraw(store: Store, creating: asyncio.Future[Task]) -> None:
     """End a task whose caller was cancelled before it could run."""
+    outcome = Outcome(reason=Reason.CANCELLED, error="cancelled by its caller")
     try:
         task = await creating
-    except (StoreError, AgentBusyError, SandboxError):
-        return
-    outcome = Outcome(reason=Reason.CANCELLED, error="cancelled by its caller")
-    await store.finish_task(task.id, task.fence, outcome)
+        await store.finish_task(task.id, task.fence, outcome)
+    except HarnessError as error:
+        # There is no task, or the store is away and the lease will end it. Either way its caller is to be cancelled.
+        logger.info("task of a cancelled caller not withdrawn: %s", error)
 
 
 def _spec(run: _Run) -> SandboxSpec:
