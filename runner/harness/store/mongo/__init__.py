@@ -87,8 +87,10 @@ class MongoStore(MongoLogs):
 
     async def close(self) -> None:
         """Close the client, if it is the store's own."""
-        self._database = None
+        database, self._database = self._database, None
         self._measured = None
+        if database is not None:
+            await database.drain()
         if self._uri is not None:
             client, self._client = self._client, None
             if client is not None:

@@ -6,8 +6,10 @@ on `aggregate`, sessions and closing, so the store does without.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -30,6 +32,9 @@ from harness.errors import HarnessError, InvalidInputError, StoreError, StoreUna
 Document = dict[str, Any]
 #: A field and 1 or -1, as in MongoDB's own shell.
 Sort = Sequence[tuple[str, int]]
+
+#: How long closing waits for calls under way.
+DRAIN_SECONDS = 5.0
 
 #: MongoDB's bound on one document, in bytes of BSON.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
@@ -113,6 +118,12 @@ class Database:
         # Majority: a write that a failover can undo is not durable, whatever the client was set to.
         self._database = client.get_database(name, write_concern=WriteConcern("majority"))
         self._location = location
+        self._calls: set[asyncio.Future[Any]] = set()
+
+    async def drain(self) -> None:
+        """Wait for calls whose callers were cancelled; not for long, should the server hang."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=DRAIN_SECONDS)
 
     async def server_time(self) -> datetime | None:
         """Ask for the server's time; None when it has no such thing, as mongomock."""
@@ -195,11 +206,10 @@ class Database:
             update = self._database["counters"].find_one_and_update(
                 {"_id": name}, {"$inc": {"value": 1}}, upsert=True, return_document=ReturnDocument.AFTER
             )
-            try:
-                return int((await self._call(update))["value"])
-            except DuplicateKey:
-                # Two upserts made the counter at once, and this one came second.
-                continue
+            # Two upserts that make the counter at once: the second one fails, or finds nothing, and counts again.
+            with suppress(DuplicateKey):
+                if counter := await self._call(update):
+                    return int(counter["value"])
 
     async def ensure_index(
         self, collection: str, keys: Sort, *, unique: bool = False, sparse: bool = False
@@ -214,12 +224,23 @@ class Database:
             raise InvalidInputError(f"MongoDB cannot hold a value: {error}") from error
 
     async def _call(self, awaitable: Awaitable[T]) -> T:
+        # Not cancelled with its caller: the driver would throw away the connection, and leak its socket when it was just
+        # being made.
+        call = asyncio.ensure_future(awaitable)
+        self._calls.add(call)
+        call.add_done_callback(self._forget)
         try:
-            return await awaitable
+            return await asyncio.shield(call)
         except DuplicateKeyError as error:
             raise DuplicateKey(str(error)) from error
         except (PyMongoError, BSONError, OverflowError) as error:
             raise self._explain(error) from error
+
+    def _forget(self, call: asyncio.Future[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            # Looked at, or asyncio would report the error of a call that nobody waits for any more.
+            call.exception()
 
     def _explain(self, error: Exception) -> HarnessError:
         where, words = self._location, str(error)[:300]

@@ -55,13 +55,14 @@ class MongoTasks(MongoArtifacts):
         return _task(document)
 
     async def _check_keys_are_free(self, new: NewTask) -> None:
-        # The fire first: a fire that exists already needs no skip for being busy.
-        if new.fire_key is not None and (fired := await self._db.find_one(TASKS, {"fire_key": new.fire_key})):
-            raise documents.duplicate_fire(fired["_id"], new.fire_key)
+        active = None
         if new.active_slot is not None:
             active = await self._db.find_one(TASKS, {"active_slot": new.active_slot})
-            if active is not None:
-                raise documents.slot_taken(new.agent_id, active["_id"])
+        # The fire counts more, and is looked up last: a fire that has a task, also one made at this moment, is no skip.
+        if new.fire_key is not None and (fired := await self._db.find_one(TASKS, {"fire_key": new.fire_key})):
+            raise documents.duplicate_fire(fired["_id"], new.fire_key)
+        if active is not None:
+            raise documents.slot_taken(new.agent_id, active["_id"])
 
     async def get_task(self, task_id: int) -> Task:
         """Return a task."""
@@ -123,6 +124,10 @@ class MongoTasks(MongoArtifacts):
         """Write a task's end with its artifact inside, in one update; then move the artifact to its own place."""
         content = None if artifact is None else documents.artifact_content(artifact)
         now = await self.now()
+        if content is not None:
+            # What earlier runs of the agent left goes first: their artifacts must not come after this one.
+            document = await self._db.find_one(TASKS, {"_id": int64(task_id)}) or {}
+            await self._place_pending_artifacts(document.get("agent_id", 0))
         task = await self._change(
             task_id, lambda stored: transitions.finish(stored, task_id, fence, outcome, now), content
         )
