@@ -204,6 +204,15 @@ def test_update_of_an_older_version_is_a_conflict(code: str, cli: Cli) -> None:
     assert "version" in cli("agents", "update", "b", "--name", "c", "--if-version", "1", code=3)
 
 
+def test_the_next_fires_of_a_cron_schedule_are_shown(code: str, cli: Cli) -> None:
+    cron = ("--set", "schedule.type=cron", "--set", "schedule.cron=0 3 * * *")
+    created = cli("agents", "create", "a", "--code", code, *cron).splitlines()
+    assert created[1].startswith("next fires: ")
+    assert created[1].count(" 03:00:00Z") == 3
+    assert "next fires: " in cli("agents", "show", "a")
+    assert "next fires" not in cli("agents", "update", "a", "--set", "schedule.enabled=false")
+
+
 def test_a_config_problem_names_the_path(code: str, cli: Cli) -> None:
     errors = cli("agents", "create", "a", "--code", code, "--set", "limits.cpu=1", code=2)
     assert errors.startswith("error: config is not valid: limits.cpu: ")

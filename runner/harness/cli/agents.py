@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: The file of a folder that is run where nothing else is said.
 DEFAULT_ENTRYPOINT = "main.py"
 
+#: How many fires of a schedule are shown.
+SHOWN_FIRES = 3
+
 app = group("Create, look at, change and delete agents.")
 
 CodeOption = Annotated[
@@ -154,6 +157,7 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
             "version": str(found.version),
             "program": _kind(found),
             "schedule": text.schedule_text(found.config),
+            "next fires": _next_fires(found),
             "created": text.instant_text(found.created_at),
             "updated": text.instant_text(found.updated_at),
         }
@@ -282,6 +286,9 @@ def _show_changed(agent: Agent, verb: str, *, as_json: bool) -> None:
         print_model(agent)
     else:
         say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
+        if fires := _next_fires(agent):
+            # What `* */15 * * *` means is seen here, before it is seen in the bill.
+            say(f"next fires: {fires}")
 
 
 def _kind(agent: Agent) -> str:
@@ -290,6 +297,19 @@ def _kind(agent: Agent) -> str:
     if agent.code:
         return f"code, {text.size_text(len(agent.code.encode()))}"
     return f"command {' '.join(agent.config.get('command') or ())}"
+
+
+def _next_fires(agent: Agent) -> str:
+    """Return the next fires of a cron schedule; those of an interval depend on when the scheduler took it up."""
+    from harness.clock import SystemClock
+    from harness.triggers import make_trigger, preview
+
+    schedule = agent.options.schedule
+    if schedule is None or schedule.type != "cron":
+        return ""
+    now = SystemClock().now()
+    fires = preview(make_trigger(schedule, agent_id=agent.id, anchor=now), now, SHOWN_FIRES)
+    return ", ".join(map(text.instant_text, fires))
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
