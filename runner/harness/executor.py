@@ -301,12 +301,6 @@ class AgentExecutor:
             problem = error.message
         except TimeoutError:
             problem = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
-        except Exception as error:
-            # It may be anybody's code, and may ask a service that is down.
-            logger.exception(
-                "the compressor failed", extra={"action": "compressor_failed", "task_id": run.task.id}
-            )
-            problem = f"the compressor failed: {error!r}"
         else:
             return result, state
         return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
