@@ -155,7 +155,8 @@ class CronExpression:
         )
 
 
-@functools.lru_cache(maxsize=4096)
+# Read at every look at an agent's config, and for thousands of agents at a start.
+@functools.lru_cache(maxsize=16384)
 def parse_cron(text: str) -> CronExpression:
     """Check an expression.
 
