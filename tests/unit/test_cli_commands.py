@@ -82,11 +82,15 @@ def test_version_is_printed(cli: Cli) -> None:
         *([verb] for verb in ("run", "logs", "doctor")),
     ],
 )
-def test_every_command_has_a_help_page_that_fits_80_columns(command: list[str], cli: Cli) -> None:
+def test_every_command_has_a_help_page_with_examples_that_fits_80_columns(
+    command: list[str], cli: Cli
+) -> None:
     page = cli(*command, "--help")
     assert page.startswith("Usage: harness")
     assert max(map(len, page.splitlines())) <= 80
     assert "\x08" not in page
+    assert "  Example" in page
+    assert f"    {' '.join(['harness', *command])}" in page
 
 
 @pytest.mark.parametrize(

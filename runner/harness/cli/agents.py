@@ -110,7 +110,13 @@ def create(
 
 @app.command("list")
 def list_(*, limit: LimitOption = 100, offset: OffsetOption = 0, as_json: JsonOption = False) -> None:
-    """List agents, the newest first."""
+    """List agents, the newest first.
+
+    \b
+    Examples:
+      harness agents list --limit 20
+      harness agents list --json | jq '.items[].name'
+    """
 
     async def work() -> Page[Agent]:
         async with open_store() as store:
@@ -140,6 +146,11 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     """Show an agent with its config and its code.
 
     The values of config.env are hidden, since they are often secrets; --json shows them.
+
+    \b
+    Examples:
+      harness agents show greeter
+      harness agents show 3 --json | jq -r .code
     """
 
     async def work() -> Agent:
@@ -221,7 +232,13 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete an agent with its tasks, logs and handoff artifacts. There is no way back."""
+    """Delete an agent with its tasks, logs and handoff artifacts. There is no way back.
+
+    \b
+    Examples:
+      harness agents delete greeter
+      harness agents delete 3 --yes
+    """
     if not yes and not sys.stdin.isatty():
         raise InvalidInputError("deleting asks first, and there is no terminal to answer on; give --yes")
 

@@ -100,7 +100,13 @@ def list_(
 
 @app.command("show")
 def show(task: TaskArgument, *, as_json: JsonOption = False) -> None:
-    """Show a task with its attempts."""
+    """Show a task with its attempts.
+
+    \b
+    Examples:
+      harness tasks show 12
+      harness tasks show 12 --json | jq .attempts
+    """
 
     async def work() -> tuple[Task, dict[int, str]]:
         async with open_store() as store:
