@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -96,6 +97,9 @@ class SqliteFile:
             self.store_id = await connection.run(self._prepare)
         except BaseException as error:
             await connection.close()
+            # A connection that never came up tells its thread to end and does not wait for that; by the time the
+            # thread reports back, the event loop may be closed.
+            await asyncio.to_thread(connection._thread.join)  # noqa: SLF001 - aiosqlite offers nothing for this
             if isinstance(error, sqlite3.Error | OSError):
                 raise self._explain(error) from error
             raise
