@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import warnings
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -43,8 +44,9 @@ MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _DEFAULTS = {
     # How long to look for a server; short, since a caller can try again.
     "serverSelectionTimeoutMS": 5_000,
-    # How long one operation may take in all: a server that stops answering must not hold a caller for ever.
-    "timeoutMS": 20_000,
+    # How long to wait for an answer: a server that hangs must not hold a caller for ever. Not `timeoutMS`, which PyMongo
+    # lets override the bound above.
+    "socketTimeoutMS": 20_000,
 }
 
 # Error codes of the server: AuthenticationFailed, Unauthorized, AtlasError (failed authentication).
@@ -78,11 +80,16 @@ def connect(uri: str) -> AsyncMongoClient[Document]:
         for name, value in _DEFAULTS.items()
         if not re.search(rf"[?&;]{name}=", uri, re.IGNORECASE)
     }
-    try:
-        return AsyncMongoClient(uri, **options)
-    except (ConfigurationError, ValueError, TypeError) as error:
-        # The driver's words may quote a part of the password, and its exception would stand in the traceback.
-        detail = f": {error}" if "@" not in uri else ""
+    detail = ""
+    if uri.startswith(("mongodb://", "mongodb+srv://")):
+        try:
+            with warnings.catch_warnings():
+                # The driver would warn of a misspelt tls=…, and go on without TLS.
+                warnings.simplefilter("error", UserWarning)
+                return AsyncMongoClient(uri, **options)
+        except (ConfigurationError, ValueError, TypeError, UserWarning) as error:
+            # The driver's words may quote a part of the password, and its exception would stand in the traceback.
+            detail = f": {error}" if "@" not in uri else ""
     raise StoreUnavailableError(
         f"the MongoDB connection string for {describe_uri(uri)} is malformed{detail}; it must look like "
         "mongodb://user:password@host:27017/, with user and password percent-encoded (RFC 3986)"
