@@ -202,9 +202,8 @@ class _CronTimes:
         daylight saving), except that it looks at the minute field too, and at changes of less than three hours only.
         """
         clock_now = stretch.begins + stretch.offset
-        return (
-            clock_now if self.expression.any_hour else stretch.shown_before
-        ), stretch.ends + stretch.offset
+        low = clock_now if self.expression.any_hour else stretch.shown_before
+        return low, stretch.ends + stretch.offset
 
     @staticmethod
     def _to_instant(local: datetime, stretch: Stretch) -> datetime:

@@ -27,8 +27,8 @@ CHANGES = (
 )
 LEAP_EXPRESSIONS = ("0 0 29 2 *", "0 0 28-31 2 *", "0 0 29 * *", "@monthly")
 LEAP_CHANGES = (
-    ("28 days", "UTC", "2027-02-01T00:00", "2027-03-02T00:00"),
-    ("29 days", "UTC", "2028-02-01T00:00", "2028-03-02T00:00"),
+    ("UTC: a February of 28 days", "UTC", "2027-02-01T00:00", "2027-03-02T00:00"),
+    ("UTC: a February of 29 days", "UTC", "2028-02-01T00:00", "2028-03-02T00:00"),
 )
 
 
@@ -41,39 +41,33 @@ def rewrite(document: str) -> str:
 
 def render() -> str:
     """Return the sections, one per change."""
-    sections = [_section(*change, EXPRESSIONS, "%H:%M") for change in CHANGES]
-    sections += [_section(*change, LEAP_EXPRESSIONS, "%d %b") for change in LEAP_CHANGES]
+    sections = []
+    for what, zone, begin, end in CHANGES:
+        title = f"{zone}, {datetime.fromisoformat(end):%d %B %Y}: {what}"
+        sections.append(_section(title, zone, begin, end, EXPRESSIONS))
+    sections += [_section(*change, LEAP_EXPRESSIONS) for change in LEAP_CHANGES]
     return "\n".join(sections)
 
 
-def _section(what: str, zone: str, begin: str, end: str, expressions: tuple[str, ...], form: str) -> str:
+def _section(title: str, zone: str, begin: str, end: str, expressions: tuple[str, ...]) -> str:
+    rows = [f"| `{text}` | {_fires(text, zone, begin, end)} |" for text in expressions]
+    return "\n".join([f"**{title}**", "", "| cron | fires |", "|---|---|", *rows, ""])
+
+
+def _fires(text: str, zone: str, begin: str, end: str) -> str:
     info = ZoneInfo(zone)
-    first, last = (datetime.fromisoformat(text).replace(tzinfo=info) for text in (begin, end))
-    title = (
-        f"**{zone}, {first:%B %Y}: February has {what}**"
-        if zone == "UTC"
-        else f"**{zone}, {last:%d %B %Y}: {what}**"
+    first, last = (
+        datetime.fromisoformat(local).replace(tzinfo=info).astimezone(UTC) for local in (begin, end)
     )
-    rows = [f"| `{text}` | {_fires(text, zone, first, last, form)} |" for text in expressions]
-    return "\n".join([title, "", "| cron | fires |", "|---|---|", *rows, ""])
-
-
-def _fires(text: str, zone: str, first: datetime, last: datetime, form: str) -> str:
-    schedule = ScheduleConfig(type="cron", cron=text, timezone=zone)
-    begin, end = first.astimezone(UTC) - timedelta(seconds=1), last.astimezone(UTC)
-    trigger = make_trigger(schedule, agent_id=1, anchor=begin)
-    local = [time.astimezone(first.tzinfo) for time in preview(trigger, begin, 100) if time < end]
-    shown = [f"{time:{form}}" + ("" if zone == "UTC" else f" ({_offset(time)})") for time in local]
-    return ", ".join(shown) or "none"
-
-
-def _offset(time: datetime) -> str:
-    return f"{time.isoformat()[-6:]}"
+    before = first - timedelta(seconds=1)
+    trigger = make_trigger(ScheduleConfig(type="cron", cron=text, timezone=zone), agent_id=1, anchor=before)
+    fires = [time.astimezone(info) for time in preview(trigger, before, 100) if time < last]
+    if zone == "UTC":
+        return ", ".join(f"{time:%d %b}" for time in fires) or "none"
+    return ", ".join(f"{time:%H:%M} ({time.isoformat()[-6:]})" for time in fires) or "none"
 
 
 if __name__ == "__main__":
-    text = rewrite(DOCUMENT.read_text())
-    if "--write" in sys.argv:
-        DOCUMENT.write_text(text)
-    else:
-        sys.stdout.write(render())
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(__doc__)
+    DOCUMENT.write_text(rewrite(DOCUMENT.read_text()))
