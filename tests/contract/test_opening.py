@@ -91,6 +91,14 @@ async def test_opening_twice_changes_nothing(store: Store, agent: Agent) -> None
     assert await store.get_agent(agent.id) == agent
 
 
+async def test_opening_twice_at_once_is_opening_once(place: Place) -> None:
+    store = place.make()
+
+    await asyncio.gather(store.open(), store.open(), store.open())
+
+    await store.create_agent(draft())
+
+
 async def test_data_outlives_the_store_object(shared_place: Place) -> None:
     first = shared_place.make()
     await first.open()

@@ -34,7 +34,7 @@ from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis, whole_millis
 from harness.store.sqlite_file import SqliteFile
 
-#: Tasks deleted per transaction, so that deleting an agent with a long history does not lock others out.
+#: Tasks or artifacts deleted per transaction, so that deleting an agent with a long history locks nobody out.
 _DELETE_BATCH = 100
 
 #: What a decision makes of a task; None leaves it as it is.
@@ -151,12 +151,11 @@ class SqliteStore:
             if active := _one(db, sql, agent_id):
                 raise documents.agent_is_active(agent_id, active["id"])
             _update(db, "agents", agent_id, {"deleting": 1})
-            db.execute(
-                "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE agent_id = ? LIMIT ?)",
-                (agent_id, _DELETE_BATCH),
-            )
-            if _one(db, "SELECT id FROM tasks WHERE agent_id = ? LIMIT 1", agent_id):
-                return False
+            for table in ("tasks", "artifacts"):
+                rows = f"SELECT rowid FROM {table} WHERE agent_id = ? LIMIT ?"  # noqa: S608 - the names above
+                db.execute(f"DELETE FROM {table} WHERE rowid IN ({rows})", (agent_id, _DELETE_BATCH))  # noqa: S608
+                if _one(db, rows, agent_id, 1):
+                    return False
             db.execute("DELETE FROM agents WHERE id = ?", (agent_id,))
             return True
 

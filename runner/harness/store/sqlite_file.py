@@ -85,12 +85,16 @@ class SqliteFile:
         self._path = path
         self._lock_timeout_seconds = lock_timeout_seconds
         self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
         self.store_id = ""
 
     async def open(self) -> None:
         """Open the file and make what is missing."""
-        if self._connection is not None:
-            return
+        async with self._opening:
+            if self._connection is None:
+                await self._open()
+
+    async def _open(self) -> None:
         connection = _Connection(self._connect, iter_chunk_size=64)
         try:
             await connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any, Self
 
@@ -44,6 +45,7 @@ class MongoStore(MongoLogs):
         self._name = database
         self._uri: str | None = None
         self._store_id = ""
+        self._opening = asyncio.Lock()
 
     @classmethod
     def connect(cls, uri: str, *, database: str, clock: Clock | None = None) -> Self:
@@ -68,8 +70,11 @@ class MongoStore(MongoLogs):
 
     async def open(self) -> None:
         """Connect, check the schema, create indexes."""
-        if self._database is not None:
-            return
+        async with self._opening:
+            if self._database is None:
+                await self._open()
+
+    async def _open(self) -> None:
         location = self._name
         if self._uri is not None:
             self._client = driver.connect(self._uri)

@@ -55,6 +55,8 @@ _DUPLICATE_KEY_CODE = 11000
 # BSONObjectTooLarge, and what an update that lets a document grow too large gives.
 _TOO_LARGE_CODES = frozenset({10334, 17419, 17420})
 
+_MAY_HOLD_SECRETS = re.compile("@|password|authmechanismproperties", re.IGNORECASE)
+
 T = TypeVar("T")
 
 
@@ -89,7 +91,7 @@ def connect(uri: str) -> AsyncMongoClient[Document]:
                 return AsyncMongoClient(uri, **options)
         except (ConfigurationError, ValueError, TypeError, UserWarning) as error:
             # The driver's words may quote a part of the password, and its exception would stand in the traceback.
-            detail = f": {error}" if "@" not in uri else ""
+            detail = "" if _MAY_HOLD_SECRETS.search(uri) else f": {error}"
     raise StoreUnavailableError(
         f"the MongoDB connection string for {describe_uri(uri)} is malformed{detail}; it must look like "
         "mongodb://user:password@host:27017/, with user and password percent-encoded (RFC 3986)"
