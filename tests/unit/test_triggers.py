@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from cronsim import CronSim
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit import dst_table
 
@@ -189,7 +189,7 @@ def test_the_leap_day_survives_a_century_without_one() -> None:
     assert trigger.latest_at_or_before(at("2104-02-28T00:00:00Z")) == at("2096-02-29T00:00:00Z")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EXPRESSIONS, INSTANTS)
 def test_cron_agrees_with_another_library_in_utc(expression: str, after: datetime) -> None:
     theirs = CronSim(expression, after)
@@ -199,7 +199,7 @@ def test_cron_agrees_with_another_library_in_utc(expression: str, after: datetim
     assert found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DAILY_EXPRESSIONS, st.sampled_from(CHANGES), st.integers(-3000, 1000))
 def test_cron_agrees_with_another_library_across_clock_changes(
     expression: str, change: tuple[str, str], minutes: int
@@ -229,7 +229,7 @@ def test_cron_agrees_with_another_library_across_clock_changes(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change[0]} {change[1][:10]}")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(expression=DAILY_EXPRESSIONS)
 def test_fires_around_a_clock_change_are_those_of_a_clock_watched_minute_by_minute(
     expression: str, change: tuple[str, str]
@@ -346,7 +346,7 @@ WALKS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(WALKS, INSTANTS, st.lists(st.integers(0, 10**12), max_size=5), st.integers(0, 3600))
 def test_a_walk_finds_the_same_fires_from_wherever_it_starts_and_however_often_it_restarts(
     schedule: dict[str, Any], anchor: datetime, offsets: list[int], jitter: int
@@ -369,7 +369,7 @@ def test_a_walk_finds_the_same_fires_from_wherever_it_starts_and_however_often_i
         assert [fire.fire_time for fire in fires_between(restarted, start, fires[-1], 4)] == rest[-4:]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DAILY_EXPRESSIONS, st.sampled_from(CHANGES), st.integers(-2000, 2000), st.integers(0, 4000))
 def test_the_latest_fire_and_the_count_are_those_of_a_walk_also_across_clock_changes(
     expression: str, change: tuple[str, str], minutes: int, length: int
@@ -411,7 +411,7 @@ def test_a_year_of_minutely_fires_is_counted_and_its_end_found_without_a_walk(
 # Intervals
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(INSTANTS, st.integers(1, 10**6), st.integers(0, 10**4))
 def test_an_interval_does_not_drift_over_any_number_of_fires(
     anchor: datetime, step: int, number: int
@@ -484,7 +484,7 @@ def test_instants_come_in_any_zone_and_never_without_one() -> None:
 # Jitter
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(WALKS, INSTANTS, st.integers(1, 10**6), st.floats(0, 86400))
 def test_jitter_keeps_every_fire_its_order_and_its_share_of_the_gap(
     schedule: dict[str, Any], anchor: datetime, agent_id: int, jitter: float
