@@ -308,12 +308,16 @@ class AgentExecutor:
     async def _finish(self, run: _Run, outcome: Outcome, artifact: NewArtifact | None) -> None:
         """Store the rest of the output and the end of the task; as long as the lease holds, try again."""
         while True:
+            was_live = run.lease.is_live
             try:
                 await run.output.flush()
                 await run.parts.store.finish_task(run.task.id, run.task.fence, outcome, artifact=artifact)
             except StoreError as error:
                 logger.warning("end of task %d not stored yet: %s", run.task.id, error)
-                run.lease.check()
+                # The task's end may be stored and only the answer lost. Then the lease seems lost as well, and one
+                # more try tells the two apart: the store refuses what is not ours any more.
+                if not was_live:
+                    run.lease.check()
                 await self._clock.sleep(RETRY_WRITE_SECONDS)
             else:
                 return

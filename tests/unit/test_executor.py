@@ -49,6 +49,8 @@ class FlakyStore(MemoryStore):
         #: Methods that have arrived at their gate.
         self.arrived: dict[str, asyncio.Event] = {}
         self.calls: list[str] = []
+        #: How many calls of `finish_task` fail after they have written.
+        self.lost_answers = 0
 
     def gate(self, method: str) -> asyncio.Event:
         self.gates[method] = asyncio.Event()
@@ -87,7 +89,11 @@ class FlakyStore(MemoryStore):
         self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
     ) -> Task:
         await self._pass("finish_task")
-        return await super().finish_task(task_id, fence, outcome, artifact=artifact)
+        task = await super().finish_task(task_id, fence, outcome, artifact=artifact)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise StoreUnavailableError("finish_task: written, but the answer was lost")
+        return task
 
 
 class Bench:
@@ -563,6 +569,24 @@ async def test_a_store_away_at_the_end_is_waited_for(bench: Bench) -> None:
     assert result.success
     assert (await bench.task()).status is TaskStatus.COMPLETED
     assert [chunk.data for chunk in await bench.log(1)] == [b"saved\n"]
+
+
+async def test_an_end_that_was_stored_while_its_answer_was_lost_is_no_lost_run(bench: Bench) -> None:
+    bench.sandbox.hold()
+    bench.sandbox.behave = saves({"n": 1})
+    running = asyncio.create_task(bench.run())
+    await bench.sandbox.until_running()
+    # The next beat comes before the next try, and is told that the task runs no more.
+    await advance(bench, 7)
+    bench.store.lost_answers = 1
+    bench.sandbox.release()
+    await until(lambda: not bench.store.lost_answers)
+    await advance(bench, 2)
+
+    assert (await asyncio.wait_for(running, 20)).success
+    artifact = await bench.store.newest_artifact(bench.agent.id)
+    assert artifact is not None
+    assert artifact.run_count == 1
 
 
 async def test_a_store_away_for_longer_than_the_lease_ends_the_run_as_lost(bench: Bench) -> None:
