@@ -49,7 +49,7 @@ class FlakyStore(MemoryStore):
         #: Methods that have arrived at their gate.
         self.arrived: dict[str, asyncio.Event] = {}
         self.calls: list[str] = []
-        #: How many calls of `finish_task` fail after they have written.
+        #: How many calls of `finish_task` write, say nothing for two seconds, and fail.
         self.lost_answers = 0
 
     def gate(self, method: str) -> asyncio.Event:
@@ -92,6 +92,7 @@ class FlakyStore(MemoryStore):
         task = await super().finish_task(task_id, fence, outcome, artifact=artifact)
         if self.lost_answers:
             self.lost_answers -= 1
+            await self._clock.sleep(2)
             raise StoreUnavailableError("finish_task: written, but the answer was lost")
         return task
 
@@ -576,12 +577,12 @@ async def test_an_end_that_was_stored_while_its_answer_was_lost_is_no_lost_run(b
     bench.sandbox.behave = saves({"n": 1})
     running = asyncio.create_task(bench.run())
     await bench.sandbox.until_running()
-    # The next beat comes before the next try, and is told that the task runs no more.
+    # A beat comes while the answer is waited for, and is told that the task runs no more.
     await advance(bench, 7)
     bench.store.lost_answers = 1
     bench.sandbox.release()
     await until(lambda: not bench.store.lost_answers)
-    await advance(bench, 2)
+    await advance(bench, 5)
 
     assert (await asyncio.wait_for(running, 20)).success
     artifact = await bench.store.newest_artifact(bench.agent.id)
