@@ -190,12 +190,14 @@ class Store(Protocol):
             LeaseLostError: The task is no longer running under `fence`; nothing was written.
         """
 
-    async def reopen_task(self, task_id: int, *, due_at: datetime) -> Task:
+    async def reopen_task(self, task_id: int, *, due_at: datetime, max_retries: int) -> Task:
         """Make a failed task pending again, due at `due_at`; raises `retry_count`, takes a slot of its agent.
+
+        Its `max_retries` becomes `max_retries`, which may be more than it was made with.
 
         Raises:
             TaskNotFoundError: There is no such task.
-            ConflictError: It did not fail, or it has used up its `max_retries`; the message says which.
+            ConflictError: It did not fail, or its `retry_count` has reached `max_retries`; the message says which.
             AgentBusyError: No slot of its agent is free.
         """
 
