@@ -101,7 +101,7 @@ class AgentExecutor:
             InvalidInputError: The context is no JSON object, or too large.
             StoreUnavailableError: The store does not answer.
         """
-        parts = await self._resolve()
+        parts = await self.resolve()
         if context is not None:
             encode_document(context, what="context", max_bytes=MAX_CONTEXT_BYTES)
         agent = await parts.store.get_agent(agent_id)
@@ -124,10 +124,18 @@ class AgentExecutor:
         *,
         claimed_at: float,
         on_output: OutputSink | None = None,
+        hand_back_on_cancel: bool = False,
     ) -> TaskRun:
-        """Return the run of a claimed task under this executor's limits."""
-        limits = self._limits(agent.options, parts.settings)
-        return TaskRun(parts, task, agent, limits, claimed_at=claimed_at, on_output=on_output)
+        """Return the run of a claimed task under this executor's limits; see `TaskRun`."""
+        return TaskRun(
+            parts,
+            task,
+            agent,
+            self._limits(agent.options, parts.settings),
+            claimed_at=claimed_at,
+            on_output=on_output,
+            hand_back_on_cancel=hand_back_on_cancel,
+        )
 
     async def _create_claimed(self, parts: RunParts, new: NewTask) -> Task:
         claim = Claim(owner=self.owner, lease_seconds=parts.settings.lease_seconds)
@@ -146,7 +154,8 @@ class AgentExecutor:
             await sweep(parts.store, parts.sandbox)
         return await parts.store.create_task(new, claim=claim)
 
-    async def _resolve(self) -> RunParts:
+    async def resolve(self) -> RunParts:
+        """Return what it works with, opened and swept once; the worker shares it."""
         if self._parts is None:
             store, sandbox, settings = self._store, self._sandbox, self._settings
             if store is None or sandbox is None:

@@ -1,4 +1,4 @@
-"""Cleaning up after runners that died: containers without a live lease go, tasks without a live runner end as lost.
+"""Cleaning up after runners that died: containers without a live lease go, tasks without a live runner are ended.
 
 Any process may do this at any time, also several at once: every step is a removal that may find nothing, or a
 compare-and-set. A container is removed *before* its task is given up, so that nothing runs that nobody owns.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime
 
-from harness.errors import SandboxError, TaskNotFoundError
-from harness.models import Task, TaskStatus
+from harness.errors import AgentNotFoundError, SandboxError, TaskNotFoundError
+from harness.models import Reason, Task, TaskStatus
 from harness.ports import OwnedContainer, Sandbox, Store
+from harness.retry import retry_delay
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +26,12 @@ class SweepReport:
     """What a sweep did."""
 
     removed_containers: int
+    #: Tasks whose runner was gone, whether they ended or are to be tried again.
     lost_tasks: tuple[int, ...]
 
 
 async def sweep(store: Store, sandbox: Sandbox) -> SweepReport:
-    """Remove our orphaned containers, whatever their state, and end tasks whose lease has run out.
+    """Remove our orphaned containers, whatever their state; end tasks whose lease has run out, or have them retried.
 
     Only containers labelled with this store's id are looked at.
 
@@ -38,14 +41,29 @@ async def sweep(store: Store, sandbox: Sandbox) -> SweepReport:
     """
     removed, kept = await _remove_orphans(store, sandbox)
     lost = []
-    for task in await store.due_tasks(status=TaskStatus.RUNNING, limit=BATCH):
-        if task.id not in kept and await store.expire_task(task) is not None:
-            logger.warning("task lost", extra={"action": "task_lost", "task_id": task.id})
+    for task in await store.expired_tasks(limit=BATCH):
+        if task.id in kept:
+            continue
+        ended = await store.expire_task(task, retry_at=await _retry_at(store, task))
+        if ended is not None:
+            action = {"action": "task_lost", "task_id": task.id, "agent_id": task.agent_id}
+            logger.warning("task %d lost its runner; it is %s now", task.id, ended.status, extra=action)
             lost.append(task.id)
     if lost:
         # A runner that was frozen may have started its container after the first look.
         removed += (await _remove_orphans(store, sandbox))[0]
     return SweepReport(removed, tuple(lost))
+
+
+async def _retry_at(store: Store, task: Task) -> datetime | None:
+    try:
+        agent = await store.get_agent(task.agent_id)
+    except AgentNotFoundError:
+        return None
+    attempt = task.attempt
+    reason = attempt.reason if attempt is not None and attempt.reason is not None else Reason.LOST
+    delay = retry_delay(agent.options.retry, task, reason)
+    return None if delay is None else await store.now() + delay
 
 
 async def _remove_orphans(store: Store, sandbox: Sandbox) -> tuple[int, set[int]]:

@@ -70,6 +70,7 @@ class TaskRun:
         *,
         claimed_at: float,
         on_output: OutputSink | None = None,
+        hand_back_on_cancel: bool = False,
     ) -> None:
         """Take a task as its claim returned it.
 
@@ -80,6 +81,8 @@ class TaskRun:
             limits: Of its container.
             claimed_at: ``clock.monotonic`` from before the claim.
             on_output: Told the output as it comes; must not block.
+            hand_back_on_cancel: What it means when `run` is cancelled: that its process ends, and another is to begin
+                the task anew, and not that somebody wants the task cancelled.
         """
         self.task = task
         self._agent = agent
@@ -105,6 +108,7 @@ class TaskRun:
         self._start_seconds: float | None = None
         self._stopped: tuple[Reason, str] | None = None
         self._handed_back: str | None = None
+        self._hand_back_on_cancel = hand_back_on_cancel
 
     async def run(self) -> ExecutionResult:
         """Run it. That the agent, the engine or the lease fails is a result, not an exception."""
@@ -167,7 +171,8 @@ class TaskRun:
                     job = self._job(context, run_count)
                     return await session.run(job, sink=self._output, before_stop=self._record)
                 except asyncio.CancelledError:
-                    await uninterrupted(self._record(Reason.CANCELLED, _CANCELLED_BY_CALLER))
+                    if not self._hand_back_on_cancel:
+                        await uninterrupted(self._record(Reason.CANCELLED, _CANCELLED_BY_CALLER))
                     raise
         except SandboxError as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
@@ -236,7 +241,11 @@ class TaskRun:
                 return
 
     async def _finish_cancelled(self) -> None:
-        outcome = self._as_outcome(SandboxResult(Reason.CANCELLED, -1, _CANCELLED_BY_CALLER))
+        result = SandboxResult(Reason.CANCELLED, -1, _CANCELLED_BY_CALLER)
+        if self._hand_back_on_cancel:
+            self._handed_back = self._handed_back or "its runner ended"
+            result = SandboxResult(Reason.LOST, -1, self._handed_back)
+        outcome = self._as_outcome(result)
         try:
             await self._finish(outcome, None)
         except LeaseLostError as error:
