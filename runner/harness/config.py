@@ -7,11 +7,23 @@ view of it. Unknown keys are refused, so that a misspelt limit is an error and n
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from harness.cron import parse_cron
 from harness.errors import InvalidInputError
+from harness.zones import load_zone
 
 MIB = 1024 * 1024
 
@@ -20,6 +32,10 @@ DEFAULT_MAX_STATE_BYTES = 64 * 1024
 
 #: Longest interval of a schedule: ten years.
 MAX_INTERVAL_MINUTES = 10 * 365 * 24 * 60
+
+#: Bounds on the instants of a schedule: from where time zones are well known to where nothing needs to fire any more.
+MIN_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_INSTANT = datetime(3000, 1, 1, tzinfo=UTC)
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -31,22 +47,89 @@ class _Section(BaseModel):
     )
 
 
-class ScheduleConfig(_Section):
-    """When an agent runs; the two forms of the API description."""
+def _parse_instant(value: object) -> object:
+    # Configs are JSON, so an instant comes as text; pydantic's own reading would take bare numbers and dates as well.
+    if not isinstance(value, str):
+        return value
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("this is no instant; write it like 2026-01-31T09:00:00Z") from None
 
-    #: ``interval`` uses `interval_minutes`, ``cron`` uses `cron`.
+
+def _as_whole_utc_second(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("an instant needs an offset; write it like 2026-01-31T09:00:00Z or …+01:00")
+    if not MIN_INSTANT <= value <= MAX_INSTANT:
+        raise ValueError(f"an instant lies between the years {MIN_INSTANT.year} and {MAX_INSTANT.year}")
+    return value.astimezone(UTC).replace(microsecond=0)
+
+
+_ScheduleInstant = Annotated[datetime, BeforeValidator(_parse_instant), AfterValidator(_as_whole_utc_second)]
+
+
+class ScheduleConfig(_Section):
+    """When an agent runs, and what happens to fires that cannot run on time."""
+
+    #: ``interval`` uses `interval_minutes` or `interval_seconds`, ``cron`` uses `cron`.
     type: Literal["interval", "cron"]
     interval_minutes: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES)] | None = None
-    #: Five-field cron expression.
+    interval_seconds: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES * 60)] | None = None
+    #: Five-field cron expression, or a name such as ``@daily``; see `harness.cron`.
     cron: str | None = None
+    #: IANA name of the zone whose local time `cron` means. An interval is elapsed time and has none.
+    timezone: str = "UTC"
+    #: Each fire is put off by its own share of this, fixed by agent id and fire time, and never past the next fire.
+    jitter_seconds: Annotated[float, Field(ge=0, le=86400)] = 0
+    #: First and last instant at which it may fire, both included; fractions of a second are cut off.
+    start_at: _ScheduleInstant | None = None
+    end_at: _ScheduleInstant | None = None
     enabled: bool = True
+
+    #: What to do with a fire while a run of the agent is active: record it as skipped, let one fire wait, run it beside
+    #: the others, or cancel the active run.
+    overlap: Literal["skip", "queue_one", "allow", "cancel_running"] = "skip"
+    #: Active runs of the agent at most, under ``allow``.
+    max_overlap: Annotated[int, Field(ge=2, le=100)] = 5
+    #: Lateness up to which a fire runs as if on time. Later than that it was missed, and `catch_up` decides.
+    misfire_grace_seconds: Annotated[float, Field(ge=0, le=7 * 86400)] = 60
+    #: Which missed fires still run: the newest one, the newest `catch_up_limit` ones, or none. The others are recorded
+    #: as skipped.
+    catch_up: Literal["latest", "all", "none"] = "latest"
+    catch_up_limit: Annotated[int, Field(ge=1, le=1000)] = 10
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, cron: str | None) -> str | None:
+        if cron is not None:
+            parse_cron(cron)
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known_zone(cls, name: str) -> str:
+        load_zone(name)
+        return name
 
     @model_validator(mode="after")
     def _has_what_its_type_needs(self) -> Self:
-        if self.type == "interval" and self.interval_minutes is None:
-            raise ValueError("an interval schedule needs interval_minutes")
-        if self.type == "cron" and self.cron is None:
-            raise ValueError("a cron schedule needs cron")
+        intervals = (self.interval_minutes, self.interval_seconds)
+        if self.type == "interval":
+            if intervals == (None, None):
+                raise ValueError("an interval schedule needs interval_minutes or interval_seconds")
+            if None not in intervals:
+                raise ValueError("interval_minutes and interval_seconds exclude each other; leave one out")
+            if self.cron is not None:
+                raise ValueError("an interval schedule takes no cron; leave it out or set type to cron")
+            if self.timezone != "UTC":
+                raise ValueError("an interval is elapsed time and has no timezone; leave it out or use cron")
+        else:
+            if self.cron is None:
+                raise ValueError("a cron schedule needs cron")
+            if intervals != (None, None):
+                raise ValueError("a cron schedule takes no interval; leave it out or set type to interval")
+        if self.start_at and self.end_at and self.end_at < self.start_at:
+            raise ValueError("end_at is before start_at, so nothing would ever fire")
         return self
 
 

@@ -166,10 +166,12 @@ class Store(Protocol):
         """Write a task's final status, its attempt's end and its artifact: all of them or none, however it is cut.
 
         Frees the task's `active_slot`. The artifact is the agent's newest for every later `newest_artifact`, and is
-        saved exactly once per task.
+        saved exactly once per task. Repeated with the same outcome, as after an answer that was lost, it writes nothing
+        and returns the task as stored.
 
         Raises:
             LeaseLostError: The task is no longer running under `fence`; nothing was written.
+            StateRejectedError: The artifact is not acceptable; nothing was written.
         """
 
     async def retry_task(self, task_id: int, fence: int, outcome: Outcome, *, due_at: datetime) -> Task:

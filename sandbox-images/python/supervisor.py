@@ -386,7 +386,7 @@ def run_script(path: str, context: dict[str, Any]) -> int:
     try:
         with open(path, "rb") as file:
             source = file.read()
-        exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - running code is what this image is for
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - running code is what this image is for
     except SystemExit as stop:
         return exit_code(stop)
     except BaseException as error:  # noqa: BLE001 - what the interpreter does at top level

@@ -197,7 +197,7 @@ async def test_a_write_to_a_task_that_does_not_run_changes_nothing(
 ) -> None:
     task = await store.create_task(NewTask(agent_id=agent.id), claim=None if became == "pending" else claim())
     if became != "pending":
-        task = await store.finish_task(task.id, 1, completed())
+        task = await store.finish_task(task.id, 1, completed(result="another end"))
     if became == "deleted":
         await store.delete_agent(agent.id)
 
@@ -230,3 +230,74 @@ async def test_fences_rise_by_one_at_every_take_over(place: Place, store: Store,
 
     assert [attempt.number for attempt in done.attempts] == [1, 2, 3, 4, 5]
     assert [attempt.reason for attempt in done.attempts] == [Reason.LOST] * 4 + [Reason.COMPLETED]
+
+
+async def test_an_expired_task_ends_as_lost_under_a_new_fence(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    task = await running_task(store, agent.id, active_slot="1")
+    await place.clock.advance(LEASE_SECONDS)
+
+    ended = await store.expire_task(task)
+
+    now = await store.now()
+    assert ended is not None
+    assert ended == await store.get_task(task.id)
+    assert (ended.status, ended.reason, ended.fence) == (TaskStatus.FAILED, Reason.LOST, 2)
+    assert (ended.completed_at, ended.due_at, ended.lease_owner) == (now, None, None)
+    assert ended.attempt is not None
+    assert (ended.attempt.number, ended.attempt.ended_at, ended.attempt.reason) == (1, now, Reason.LOST)
+    assert await store.due_tasks(status=TaskStatus.RUNNING) == []
+    assert await store.expire_task(task) is None
+    assert await store.expire_task(ended) is None
+    await running_task(store, agent.id, active_slot="1")
+
+
+async def test_an_expired_task_keeps_the_reason_that_was_recorded(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    task = await running_task(store, agent.id)
+    await store.record_reason(task.id, 1, Reason.CANCELLED, "asked to")
+    await place.clock.advance(LEASE_SECONDS)
+
+    ended = await store.expire_task(task)
+
+    assert ended is not None
+    assert (ended.status, ended.reason, ended.error) == (TaskStatus.CANCELLED, Reason.CANCELLED, "asked to")
+
+
+async def test_a_lease_that_is_live_or_changed_hands_does_not_expire(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    pending = await store.create_task(NewTask(agent_id=agent.id))
+    assert await store.expire_task(pending) is None
+    task = await running_task(store, agent.id)
+    await place.clock.advance(LEASE_SECONDS - 0.001)
+    assert await store.expire_task(task) is None
+    await place.clock.advance(0.001)
+
+    await store.extend_lease(task.id, 1, LEASE_SECONDS)
+    assert await store.expire_task(task) is None
+    taken = await take_over(place, store, task)
+    await place.clock.advance(LEASE_SECONDS)
+    assert await store.expire_task(task) is None
+
+    assert await store.get_task(task.id) == taken
+    assert await store.expire_task(taken) is not None
+    assert await store.expire_task(task.model_copy(update={"id": 99})) is None
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES.values(), ids=FENCED_WRITES.keys())
+async def test_a_runner_whose_task_expired_writes_nothing_more(
+    place: Place, store: Store, agent: Agent, write: FencedWrite
+) -> None:
+    task = await running_task(store, agent.id)
+    await place.clock.advance(LEASE_SECONDS)
+    ended = await store.expire_task(task)
+
+    with pytest.raises(LeaseLostError, match="nothing was written"):
+        await write(store, task, 1)
+
+    assert await store.get_task(task.id) == ended
+    assert await store.read_logs(task.id) == []
+    assert await store.artifact_history(agent.id) == []

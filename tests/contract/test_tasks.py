@@ -321,3 +321,19 @@ async def test_a_state_that_is_refused_leaves_the_task_running(store: Store, age
 
     assert await store.get_task(task.id) == task
     assert await store.newest_artifact(agent.id) is None
+
+
+async def test_a_finish_whose_answer_was_lost_can_be_repeated(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    task = await running_task(store, agent.id)
+    outcome = completed(result="\ud800" + "x" * 9000, usage=Usage(cpu_seconds=0.1, peak_memory_bytes=5))
+    done = await store.finish_task(task.id, 1, outcome, artifact=state(n=1))
+    await place.clock.advance(5)
+
+    assert await store.finish_task(task.id, 1, outcome, artifact=state(n=1)) == done
+
+    assert await store.get_task(task.id) == done
+    assert [artifact.state for artifact in await store.artifact_history(agent.id)] == [{"n": 1}]
+    with pytest.raises(LeaseLostError):
+        await store.finish_task(task.id, 1, completed(result="another"), artifact=state(n=2))

@@ -193,11 +193,15 @@ def test_a_header_that_is_no_json_object_is_bad(head: bytes) -> None:
         scanner.finish()
 
 
-def test_a_saved_state_shorter_than_its_summary_is_bad() -> None:
+@pytest.mark.parametrize("saved", [b"", b"\0", (100).to_bytes(4, "big") + b"too short"])
+def test_a_sound_frame_around_a_malformed_save_is_a_refused_state(saved: bytes) -> None:
     head = with_length(json.dumps(HEADER | {"saved": True}).encode())
 
-    with pytest.raises(BadFrameError, match="shorter than its summary"):
-        scan([result_frame(head + (100).to_bytes(4, "big") + b"too short")])
+    _, report = scan([result_frame(head + saved)])
+
+    assert report is not None
+    assert report.refused is not None
+    assert report.state_text is None
 
 
 def test_a_frame_that_announces_more_than_the_bound_is_bad_and_is_not_kept_in_memory() -> None:
@@ -219,7 +223,7 @@ def test_the_longest_payload_allowed_is_read_whole() -> None:
     for surplus, fits in ((0, True), (1, False)):
         frame = result_frame(result_payload(HEADER, b"x" * (bound - empty + surplus)))
         if fits:
-            _, report = scan([frame])
+            _, report = scan([frame[:100], frame[100:]])
             assert report is not None
             assert report.state_text is not None
         else:

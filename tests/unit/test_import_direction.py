@@ -18,7 +18,7 @@ SOURCE_ROOTS = (ROOT / "runner", ROOT / "server")
 
 #: From the bottom up: a module imports from its own layer and from lower ones. A package stands for all in it.
 LAYERS = (
-    {"errors", "config", "jsontext", "models", "clock", "settings", "aio"},
+    {"errors", "config", "cron", "zones", "jsontext", "models", "clock", "settings", "aio"},
     {"ports"},
     {
         "triggers",
@@ -51,6 +51,7 @@ HOMES = {
     "aiosqlite": ("harness.store.sqlite",),
     "sqlite3": ("harness.store.sqlite",),
     "docker": ("harness.sandbox.",),
+    "croniter": ("harness.cron",),
     "aiohttp": ("harness.client", "harness_server"),
     "typer": ("harness.cli", "harness.demo"),
     "rich": ("harness.cli", "harness.demo"),

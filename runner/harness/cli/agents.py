@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +12,16 @@ from harness.cli import inputs, text
 from harness.cli.options import AgentArgument, JsonOption, LimitOption, OffsetOption, group
 from harness.cli.render import (
     note,
+    note_rest,
     print_fields,
     print_json,
+    print_json_section,
     print_model,
     print_page_json,
     print_section,
     print_table,
+    say,
 )
-from harness.cli.render import say as _say
 from harness.cli.session import EXIT_FAILED, find_agent, open_store, run_async
 from harness.errors import InvalidInputError
 
@@ -89,8 +90,8 @@ def create(
     Examples:
       harness agents create greeter --code greeter.py
       harness agents create crawler --folder crawler/ --config crawler.yaml
-      harness agents create poller --code - --set limits.timeout_seconds=60 < poller.py
-      harness agents create nightly --code n.py --set schedule.type=cron --set "schedule.cron=0 3 * * *"
+      harness agents create poller --code - --set limits.cpus=0.5 < poller.py
+      harness agents create nightly --code nightly.py --set network=open
     """
     draft = _draft(
         {"name": name, **_program(code, folder, entrypoint), "config": _config({}, config, settings)}
@@ -156,7 +157,7 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
             "updated": text.instant_text(found.updated_at),
         }
     )
-    print_section("config", json.dumps(_without_secrets(found.config), indent=2, ensure_ascii=False))
+    print_json_section("config", _without_secrets(found.config))
     for path, source in ({"code": found.code} if found.code else found.files).items():
         print_section(path, source)
 
@@ -179,13 +180,14 @@ def update(  # noqa: PLR0913 - one for each option
     \b
     Examples:
       harness agents update greeter --code greeter.py
-      harness agents update greeter --set limits.max_memory_mb=512 --set env.TOKEN=abc
+      harness agents update greeter --set limits.cpus=2 --set env.TOKEN=abc
       harness agents update 3 --config new.yaml --if-version 7
     """
     if all(given is None for given in (name, code, folder, entrypoint, config, settings)):
         raise InvalidInputError(
             "nothing to change: give --name, --code, --folder, --entrypoint, --config or --set"
         )
+    _check_one_reader(code, config)
     changes: dict[str, Any] = {} if name is None else {"name": name}
     if code is not None or folder is not None:
         changes |= _program(code, folder, entrypoint)
@@ -236,16 +238,12 @@ def delete(
     if as_json:
         print_json({"id": found.id, "name": found.name, "deleted": True})
     else:
-        _say(f"agent {found.id} ({found.name}) deleted")
+        say(f"agent {found.id} ({found.name}) deleted")
 
 
-def note_rest(page: Page[Any]) -> None:
-    """Say where the rest of a page is, if there is one."""
-    end = page.offset + len(page.items)
-    if end < page.total_count:
-        note(f"{len(page.items)} of {page.total_count} shown; go on with --offset {end}")
-    elif page.total_count == 0:
-        note("none found")
+def _check_one_reader(code: str | None, config: str | None) -> None:
+    if code == config == "-":
+        raise InvalidInputError("standard input can be read once: give --code or --config a file")
 
 
 def _program(code: str | None, folder: str | None, entrypoint: str | None) -> dict[str, Any]:
@@ -282,7 +280,7 @@ def _show_changed(agent: Agent, verb: str, *, as_json: bool) -> None:
     if as_json:
         print_model(agent)
     else:
-        _say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
+        say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
 
 
 def _kind(agent: Agent) -> str:

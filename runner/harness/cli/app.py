@@ -27,8 +27,8 @@ _CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
 
 _HELP = f"""Run autonomous agents, each run in a throwaway Docker container.
 
-AGENT is an agent's id or its name. With --json a command prints one JSON document to standard output, and errors as
-{{"error": {{"code": …, "message": …}}}} to standard error.
+AGENT is an agent's id or its name. With --json a command prints one JSON document to standard output, or after an
+error {{"error": {{"code": …, "message": …}}}} as the last line of standard error.
 
 \b
 Examples:
@@ -103,7 +103,8 @@ def invoke(arguments: list[str]) -> int:
     except StoppedBySignalError as error:
         complain(str(error), code="interrupted", as_json=as_json)
         return 128 + error.number
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # Typer itself turns a broken pipe into an exit, also where it is told to leave errors alone.
         mute(sys.stdout)
         return EXIT_BROKEN_PIPE
     except OSError as error:

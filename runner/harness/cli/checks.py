@@ -158,6 +158,7 @@ class Doctor:
 
     async def _check_store(self) -> str:
         from harness.clock import SystemClock
+        from harness.store.documents import SCHEMA_VERSION
         from harness.wiring import make_store
 
         store = make_store(self._settings, SystemClock())
@@ -169,7 +170,7 @@ class Doctor:
         kind = f"SQLite in {self._settings.data_dir}"
         if self._settings.mongodb_uri is not None:
             kind = f"MongoDB, database {self._settings.mongodb_database}"
-        return f"{kind}; schema {_schema_version(self._settings)}; {agents} agents, {tasks} tasks"
+        return f"{kind}; schema {SCHEMA_VERSION}; {agents} agents, {tasks} tasks"
 
     async def _check_engine(self) -> str:
         from harness.clock import SystemClock
@@ -300,14 +301,6 @@ _REMEDIES = {
     "image": "harness images build",
     "sandbox run": "build the image anew (harness images build --force); else read the engine's own log",
 }
-
-
-def _schema_version(settings: Settings) -> str:
-    if settings.mongodb_uri is None:
-        from harness.store.documents import SCHEMA_VERSION
-
-        return str(SCHEMA_VERSION)
-    return "known"
 
 
 def _smoke_limits() -> SandboxLimits:

@@ -9,8 +9,15 @@ import typer
 
 from harness.cli import inputs, text
 from harness.cli.options import AgentArgument, JsonOption, group
-from harness.cli.render import note, print_fields, print_json, print_model, print_section, print_table
-from harness.cli.render import say as _say
+from harness.cli.render import (
+    note,
+    print_fields,
+    print_json,
+    print_json_section,
+    print_model,
+    print_table,
+    say,
+)
 from harness.cli.session import check_text, find_agent, open_store, run_async
 from harness.errors import ArtifactNotFoundError
 
@@ -64,7 +71,7 @@ def show(
                 "summary": artifact.summary,
             }
         )
-        print_section("state", json.dumps(artifact.state, indent=2, ensure_ascii=False))
+        print_json_section("state", artifact.state)
 
 
 @app.command("set")
@@ -109,7 +116,7 @@ def clear(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"agent_id": found.id, "cleared": True})
     else:
-        _say(f"the next run of agent {found.id} ({found.name}) is a first run")
+        say(f"the next run of agent {found.id} ({found.name}) is a first run")
 
 
 @app.command("history")
@@ -180,7 +187,7 @@ def _show_saved(artifact: HandoffArtifact, *, as_json: bool) -> None:
     if as_json:
         print_model(artifact)
     else:
-        _say(f"version {artifact.version} of the state of agent {artifact.agent_id} saved")
+        say(f"version {artifact.version} of the state of agent {artifact.agent_id} saved")
 
 
 def _author(artifact: HandoffArtifact) -> str:

@@ -11,8 +11,7 @@ import typer
 
 from harness.cli import text
 from harness.cli.options import JsonOption, group
-from harness.cli.render import note, print_json, print_table
-from harness.cli.render import say as _say
+from harness.cli.render import note, print_json, print_table, say
 from harness.cli.session import run_async
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def build(
         print_json(asdict(image))
         return
     note(f"ready, {text.size_text(image.size_bytes)} on the base {image.base}")
-    _say(image.tag)
+    say(image.tag)
 
 
 @app.command("list")

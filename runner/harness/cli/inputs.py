@@ -107,7 +107,7 @@ def apply_settings(config: Mapping[str, Any], assignments: Iterable[str]) -> dic
     Raises:
         InvalidInputError: An assignment has no such form, or its path leads through something that is no mapping.
     """
-    changed: dict[str, Any] = json.loads(json.dumps(config)) if config else {}
+    changed = dict(config)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = path.split(".", 1) if path.startswith("env.") else path.split(".")
@@ -131,11 +131,10 @@ def _assign(config: dict[str, Any], keys: list[str], value: Any, path: str) -> N
     section = config
     for key in keys[:-1]:
         inner = section.get(key)
-        if inner is None:
-            inner = section[key] = {}
-        if not isinstance(inner, dict):
+        if inner is not None and not isinstance(inner, dict):
             raise InvalidInputError(f"--set {path}: {key!r} is no mapping in this config")
-        section = inner
+        # A copy: the config that was given stays as it is.
+        section[key] = section = dict(inner or {})
     if value is None:
         section.pop(keys[-1], None)
     else:

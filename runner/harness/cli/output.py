@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import select
-import sys
 import threading
 from typing import TextIO
 
@@ -25,16 +24,14 @@ class LiveOutput:
     A reader that goes away (``| head``) ends the printing to that stream and nothing else.
     """
 
-    def __init__(self, *, to_stdout: bool = False) -> None:
+    def __init__(self, stdout: TextIO, stderr: TextIO) -> None:
         """Start the thread.
 
         Args:
-            to_stdout: Print both streams to standard output; else each goes to its own.
+            stdout: Where the agent's standard output goes; has a file descriptor.
+            stderr: Where its standard error goes; may be the same.
         """
-        streams: dict[OutputStream, TextIO] = {
-            "stdout": sys.stdout,
-            "stderr": sys.stdout if to_stdout else sys.stderr,
-        }
+        streams: dict[OutputStream, TextIO] = {"stdout": stdout, "stderr": stderr}
         for stream in streams.values():
             stream.flush()
         self._streams: dict[OutputStream, TextIO | None] = dict(streams)

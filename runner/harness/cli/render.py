@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.models import Page
+
+#: Terminals with less room than this beside a label get their lines unbroken.
+MIN_HANGING_WIDTH = 20
 
 #: How words that say how something stands are coloured.
 STYLES = {
@@ -30,6 +34,7 @@ STYLES = {
     "OK": "green",
     "PROBLEM": "bold red",
     "SKIPPED": "yellow",
+    "field": "bold",
     "error:": "bold red",
     "warning:": "yellow",
 }
@@ -79,6 +84,15 @@ def note(text: str, *, label: str = "") -> None:
     _console(sys.stderr).print(parts.append(line), soft_wrap=True)
 
 
+def note_rest(page: Page[Any]) -> None:
+    """Say where the rest of a page is, if there is one."""
+    end = page.offset + len(page.items)
+    if end < page.total_count:
+        note(f"{len(page.items)} of {page.total_count} shown; go on with --offset {end}")
+    elif page.total_count == 0:
+        note("none found")
+
+
 def print_styled(head: str, rest: str, *, style_of: str = "") -> None:
     """Print one line at once: a head as it is, coloured by a word of `STYLES`, and the rest made safe."""
     line = one_line(rest)
@@ -87,8 +101,17 @@ def print_styled(head: str, rest: str, *, style_of: str = "") -> None:
         return
     from rich.text import Text
 
-    text = Text(head, style=STYLES.get(style_of, "")).append(line, style="default")
-    _console(sys.stdout).print(text, soft_wrap=True)
+    console = _console(sys.stdout)
+    text = Text().append(head, style=STYLES.get(style_of, "")).append(_hang(line, len(head), console.width))
+    console.print(text, soft_wrap=True)
+
+
+def _hang(line: str, indent: int, width: int) -> str:
+    """Break a line at words for a terminal, so that what follows stands below its beginning."""
+    if width - indent < MIN_HANGING_WIDTH:
+        return line
+    pieces = textwrap.wrap(line, width - indent, break_on_hyphens=False)
+    return f"\n{' ' * indent}".join(pieces)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, give_way: str) -> None:
@@ -101,47 +124,64 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, give_w
     """
     cells = [[one_line(cell) or "-" for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _print_rich_table(headers, cells, give_way)
+        _print_fitted_table(headers, cells, give_way)
         return
     widths = [max(len(line[column]) for line in [headers, *cells]) for column in range(len(headers))]
     for line in [headers, *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], give_way: str) -> None:
-    from rich.table import Table
+def _print_fitted_table(headers: Sequence[str], rows: Sequence[Sequence[str]], give_way: str) -> None:
+    """Print a table no wider than the terminal, with styles; rich's own tables shrink all columns alike."""
+    from rich.cells import cell_len
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(
-            header, no_wrap=True, overflow="ellipsis", min_width=None if header == give_way else len(header)
-        )
-    for row in rows:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    _console(sys.stdout).print(table)
+    console = _console(sys.stdout)
+    natural = [max(cell_len(line[column]) for line in [headers, *rows]) for column in range(len(headers))]
+    widths = _fit(natural, [len(header) for header in headers], headers.index(give_way), console.width)
+    for line in [headers, *rows]:
+        text = Text()
+        for cell, width in zip(line, widths, strict=True):
+            part = Text(cell, style="bold" if line is headers else STYLES.get(cell, ""))
+            part.truncate(width, overflow="ellipsis", pad=True)
+            text.append(part).append("  ")
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+
+
+def _fit(natural: Sequence[int], least: Sequence[int], give_way: int, available: int) -> list[int]:
+    """Return column widths: `give_way` is cut first, then whichever is widest; nothing below its `least`."""
+    widths = list(natural)
+    excess = sum(widths) + 2 * (len(widths) - 1) - available
+    if excess > 0:
+        widths[give_way] = max(least[give_way], widths[give_way] - excess)
+    while sum(widths) + 2 * (len(widths) - 1) > available:
+        spare = [width - floor for width, floor in zip(widths, least, strict=True)]
+        widest = spare.index(max(spare))
+        if spare[widest] <= 0:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
     """Print names and values, one pair a line; pairs with an empty value are left out."""
-    shown = {name: one_line(value) for name, value in fields.items() if value}
-    width = max(map(len, shown), default=0) + 1
+    shown = {name: value for name, value in fields.items() if value}
+    width = max(map(len, shown), default=0) + 2
     for name, value in shown.items():
-        label = f"{name}:".ljust(width)
-        if sys.stdout.isatty():
-            from rich.text import Text
-
-            _console(sys.stdout).print(
-                Text(label, style="bold").append(f" {value}", style="default"), soft_wrap=True
-            )
-        else:
-            print(f"{label} {value}")
+        print_styled(f"{name}:".ljust(width), value, style_of="field")
 
 
 def print_section(title: str, body: str) -> None:
     """Print a titled block of text below what was printed before."""
     say(f"\n{title}:")
     say("\n".join(f"  {line}" if line else "" for line in body.splitlines()))
+
+
+def print_json_section(title: str, value: Any) -> None:
+    """Print a titled block of JSON below what was printed before."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print_section(title, neutralize_json(text) if sys.stdout.isatty() else text)
 
 
 def _console(stream: TextIO) -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,7 +51,7 @@ def run(
       harness run greeter --json | jq .state
     """
     given = None if context is None else inputs.read_json_object(context, what="context")
-    output = LiveOutput() if follow and not as_json else None
+    output = LiveOutput(sys.stdout, sys.stderr) if follow and not as_json else None
     this = _Run()
     try:
         result = run_async(lambda: this.execute(agent, given, output))

@@ -39,11 +39,11 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 EXIT_CODES_HELP = """\b
 Exit codes:
   0    done; for run: the run completed
-  1    the run failed, or doctor found a problem, or the command failed otherwise
+  1    the run failed, doctor found a problem, or something else went wrong
   2    usage error, or invalid input or settings
   3    no such agent, task or artifact; or a conflict with what is stored
   4    the store or the Docker Engine is not available, or an image is missing
-  130  interrupted (Ctrl+C); 143 terminated; 141 nobody reads the output any more"""
+  130  interrupted by Ctrl+C; 143 terminated; 141 nobody reads the output"""
 
 _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
     (InvalidInputError, EXIT_INVALID),
@@ -56,7 +56,7 @@ _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
 
 
 class StoppedBySignalError(Exception):
-    """The command was stopped by SIGINT or SIGTERM, and has cleaned up."""
+    """The command was stopped by a signal, and has cleaned up."""
 
     def __init__(self, number: signal.Signals, message: str = "") -> None:
         super().__init__(message or f"stopped by {number.name}")
@@ -88,9 +88,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logger = logging.getLogger("harness")
-    logger.handlers[:] = [NoteHandler(logging.WARNING)]
-    logger.propagate = False
+    logging.getLogger("harness").handlers[:] = [NoteHandler(logging.WARNING)]
 
 
 def mute(stream: TextIO) -> None:
@@ -101,7 +99,7 @@ def mute(stream: TextIO) -> None:
 
 
 def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end; SIGINT and SIGTERM cancel it, so that it cleans up first.
+    """Run a coroutine to its end; SIGINT, SIGTERM and SIGHUP cancel it, so that it cleans up first.
 
     Raises:
         StoppedBySignalError: A signal came, and the coroutine ended by its cancellation.
@@ -124,7 +122,9 @@ async def _with_signals(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             # Threads may hang in a call to a mute engine, and the interpreter would wait for them.
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # by nohup, or a shell that runs us in the background
         loop.add_signal_handler(number, on_signal, number)
     try:
         return await task

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli import text
-from harness.cli.agents import note_rest
 from harness.cli.options import JsonOption, LimitOption, OffsetOption, TaskArgument, group
 from harness.cli.output import LiveOutput
 from harness.cli.render import (
+    note_rest,
     print_fields,
     print_json,
+    print_json_section,
     print_model,
     print_page_json,
-    print_section,
     print_table,
 )
 from harness.cli.session import find_agent, open_store, run_async
@@ -87,7 +87,7 @@ def list_(
             str(task.id),
             names.get(task.agent_id, str(task.agent_id)),
             task.status,
-            task.reason or "",
+            task.reason if task.reason is not None and str(task.reason) != task.status else "",
             text.instant_text(task.started_at),
             _duration(task),
             task.result or task.error or "",
@@ -131,7 +131,7 @@ def show(task: TaskArgument, *, as_json: JsonOption = False) -> None:
         }
     )
     if found.context is not None:
-        print_section("context", json.dumps(found.context, indent=2, ensure_ascii=False))
+        print_json_section("context", found.context)
     if found.attempts:
         typer.echo()
         headers = ["ATTEMPT", "REASON", "EXIT", "TOOK", "START", "MEMORY", "CPU", "OUTPUT", "ERROR"]
@@ -165,7 +165,7 @@ def logs(
     if as_json:
         _print_logs_json(task, wanted, follow=follow)
         return
-    output = LiveOutput(to_stdout=stream is not LogStream.BOTH)
+    output = LiveOutput(sys.stdout, sys.stderr if stream is LogStream.BOTH else sys.stdout)
 
     async def work() -> None:
         async with open_store() as store:

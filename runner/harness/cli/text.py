@@ -74,8 +74,10 @@ def seconds_text(seconds: float) -> str:
     """Return a duration for people: ``24 ms``, ``1.25 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
     if seconds < 59.95:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"

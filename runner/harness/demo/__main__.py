@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -45,13 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     keep: Path | None = parser.parse_args(arguments).keep
     prepare_streams()
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        # A terminal that is closed must not leave a container behind that no store knows of.
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         with contextlib.ExitStack() as stack:
             data_dir = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-demo-")))
             settings = _settings(data_dir)
             display = Display()
             good = run_async(lambda: run_demo(settings, display))
-        display.next_steps(_next_steps(keep))
+        if good:
+            display.next_steps(_next_steps(keep))
         sys.stdout.flush()
     except HarnessError as error:
         hint = (
@@ -64,9 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoppedBySignalError as error:
         complain(str(error), code="interrupted", as_json=False)
         return 128 + error.number
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         mute(sys.stdout)
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        mute(sys.stdout)
+        complain(f"the operating system refused: {error}", code="os_error", as_json=False)
+        return EXIT_FAILED
     return 0 if good else EXIT_FAILED
 
 

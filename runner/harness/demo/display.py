@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.cli.text import TerminalText, seconds_text, size_text
-from harness.demo.session import Finding, FinishedRun
+from harness.demo.session import Check, FinishedRun
 from harness.models import ExecutionResult
 from harness.ports import OutputStream
 
@@ -84,10 +84,10 @@ class Display:
         """Print what comes."""
         self._console.print(Text(text, "bold"))
 
-    def say(self, text: str, *, style: str = "") -> None:
+    def say(self, text: str) -> None:
         """Print prose, wrapped."""
         for line in textwrap.wrap(text, self._prose_width, break_on_hyphens=False, break_long_words=False):
-            self._line(line, style)
+            self._line(line)
 
     def step(self, name: str, text: str) -> None:
         """Print a step of the loop and what happens in it."""
@@ -142,7 +142,9 @@ class Display:
         self._unfinished.clear()
 
     def _agent_line(self, line: str, stream: OutputStream) -> None:
-        self._line(f"    | {line}", "dim red" if stream == "stderr" else "dim")
+        style = "dim red" if stream == "stderr" else "dim"
+        text = Text(f"    | {line}", style, no_wrap=True, overflow="ellipsis")
+        self._console.print(text, soft_wrap=not self._has_bar)
         found = _PROGRESS.match(line)
         if found and self._bar is not None:
             self._progress.update(self._bar, completed=int(found[1]), total=int(found[2]))
@@ -178,6 +180,7 @@ class Display:
         """
         counts = state["counts"]
         unreadable = state["unreadable"]["count"]
+        parsed = f"{unreadable} modules could not be parsed" if unreadable else "every module could be parsed"
         self._console.print()
         self._line(f"the findings, as they are stored in {where}", "italic")
         self._console.print()
@@ -190,7 +193,7 @@ class Display:
             "and functions have a docstring"
         )
         self._line(
-            f"  {unreadable or 'no'} modules with syntax errors; mean complexity of a function "
+            f"  {parsed}; mean complexity of a function "
             f"{counts['complexity'] / max(counts['functions'], 1):.1f}"
         )
         for what, key in (("longest function", "longest"), ("largest module", "largest")):
@@ -204,13 +207,13 @@ class Display:
         self._console.print()
         self._console.print(table)
 
-    def verdict(self, findings: Sequence[Finding]) -> None:
+    def verdict(self, checks: Sequence[Check]) -> None:
         """Print what was checked, and how it came out."""
         self._console.print()
-        for finding in findings:
+        for check in checks:
             self._line(
-                f"{'ok' if finding.as_expected else 'NOT OK':<7}{finding.text}",
-                "green" if finding.as_expected else "bold red",
+                f"{'ok' if check.as_expected else 'NOT OK':<7}{check.text}",
+                "green" if check.as_expected else "bold red",
             )
 
     def next_steps(self, commands: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from harness.errors import AgentNotFoundError
 from harness.executor import AgentExecutor
 from harness.jsontext import encode_document
 from harness.models import Agent, AgentDraft, Attempt, ExecutionResult, HandoffArtifact, Task
+from harness.sandbox.inspection import ping
 from harness.wiring import Runtime, open_runtime
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class FinishedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that was checked."""
+class Check:
+    """Something that was looked at once more at the end."""
 
     as_expected: bool
     text: str
@@ -75,10 +76,11 @@ async def run_demo(settings: Settings, display: Display) -> bool:
         Whether everything was as it should be.
 
     Raises:
-        EngineUnavailableError: No engine answers.
+        EngineUnavailableError: No engine answers; nothing was printed when that is so from the start.
         HarnessError: The store or an image fails.
     """
     async with open_runtime(settings) as runtime:
+        await ping(runtime.sandbox.engine)
         display.title("An agent audits the standard library of its own Python, a tenth of it per run.")
         image = await runtime.images.ensure_default(display.say)
         display.say(f"Each run is a new container of {image} on {runtime.sandbox.engine.address.url}.")
@@ -88,8 +90,9 @@ async def run_demo(settings: Settings, display: Display) -> bool:
             with display.live():
                 await _run_until_done(runtime, agent, display, task_ids)
         except BaseException:
-            # Also when it was interrupted, people want to know.
-            display.verdict([await uninterrupted(_containers_left(runtime))])
+            if task_ids:
+                # Whoever interrupts it wants to know as well.
+                display.verdict([await uninterrupted(_containers_left(runtime))])
             raise
         runs = await _finished_runs(runtime.store, agent, task_ids)
         display.runs(runs)
@@ -161,7 +164,7 @@ def _explain_after(result: ExecutionResult, display: Display) -> None:
     display.step("SUMMARIZE", f"Its call of handoff.save(state, summary) says: {result.summary}.")
     display.step(
         "RESET",
-        "The state is saved as a handoff artifact and the container is gone. All later runs do the same.",
+        "The state is saved as a handoff artifact, and the container is gone. Every run takes these four steps.",
     )
 
 
@@ -174,18 +177,19 @@ async def _finished_runs(store: Store, agent: Agent, task_ids: Sequence[int]) ->
     ]
 
 
-def _check(runs: Sequence[FinishedRun], newest: HandoffArtifact | None) -> list[Finding]:
+def _check(runs: Sequence[FinishedRun], newest: HandoffArtifact | None) -> list[Check]:
     succeeded = sum(run.succeeded for run in runs)
     state = {} if newest is None else newest.state
     audited, total = state.get("cursor", 0), state.get("total", 0)
-    containers = sum(len(run.task.attempts) for run in runs)
+    attempts = [attempt for run in runs for attempt in run.task.attempts]
+    containers = sum(attempt.usage.container_start_seconds is not None for attempt in attempts)
     return [
-        Finding(succeeded == len(runs) > 0, f"runs completed: {succeeded} of {len(runs)}"),
-        Finding(bool(state.get("done")) and audited == total, f"modules audited: {audited} of {total}"),
-        Finding(containers == len(runs), f"containers used: {containers}, one per run"),
+        Check(succeeded == len(runs) > 0, f"runs completed: {succeeded} of {len(runs)}"),
+        Check(bool(state.get("done")) and audited == total, f"modules audited: {audited} of {total}"),
+        Check(containers == len(runs), f"containers used: {containers} for {len(runs)} runs"),
     ]
 
 
-async def _containers_left(runtime: Runtime) -> Finding:
+async def _containers_left(runtime: Runtime) -> Check:
     left = await runtime.sandbox.owned_containers(runtime.store.store_id)
-    return Finding(not left, f"containers left: {len(left)}")
+    return Check(not left, f"containers left: {len(left)}")

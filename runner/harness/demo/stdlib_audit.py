@@ -81,6 +81,7 @@ def measure(source: bytes, module: str) -> Measures:
     Raises:
         SyntaxError: It is no Python of this interpreter.
         ValueError: It holds NUL bytes.
+        RecursionError, MemoryError: It nests deeper than the parser goes.
     """
     tree = ast.parse(source)
     blocks = [_Block(tree, module, public=not any(part.startswith("_") for part in module.split(".")))]
@@ -181,35 +182,32 @@ def audit_batch(state: dict[str, Any], files: list[Path], root: Path) -> None:
     step = max(1, -(-(end - start) // PROGRESS_LINES))
     for first in range(start, end, step):
         last = min(first + step, end)
-        lines_before = state["counts"]["lines"]
-        worst = max(
-            (_audit_module(state, path, root) for path in files[first:last]), key=lambda one: one.complexity
-        )
+        lines_before, leader_before = state["counts"]["lines"], state["most_complex"][:1]
+        for path in files[first:last]:
+            _audit_module(state, path, root)
         names = f"{module_name(files[first], root)} … {module_name(files[last - 1], root)}"
         names = names if len(names) <= NAMES_WIDTH else names[: NAMES_WIDTH - 1] + "…"
         lines = state["counts"]["lines"] - lines_before
         print(f"{last:>4}/{len(files)}  {names:<{NAMES_WIDTH}} {lines:>7,} lines")
-        if worst.name and worst.name == state["most_complex"][0]["name"]:
-            print(f"      most complex so far: {worst.name} ({worst.complexity})")
+        leader = state["most_complex"][:1]
+        if leader != leader_before:
+            print(f"      most complex so far ({leader[0]['complexity']}): {leader[0]['name']}")
     state["cursor"] = end
     state["done"] = end == len(files)
 
 
-def _audit_module(state: dict[str, Any], path: Path, root: Path) -> Function:
-    """Add one module to the state; return its most complex function, or an empty one."""
+def _audit_module(state: dict[str, Any], path: Path, root: Path) -> None:
     name = module_name(path, root)
-    counts = state["counts"]
+    counts, unreadable = state["counts"], state["unreadable"]
     counts["modules"] += 1
     try:
         measures = measure(path.read_bytes(), name)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         problem = f"{type(error).__name__}: {error}".replace("<unknown>, ", "")[:200]
         print(f"      can't read {name}: {problem}")
-        state["unreadable"]["count"] += 1
-        state["unreadable"]["first"] = [*state["unreadable"]["first"], {"name": name, "problem": problem}][
-            :TOP
-        ]
-        return Function("", 0, 0, 0)
+        unreadable["count"] += 1
+        unreadable["first"] = [*unreadable["first"], {"name": name, "problem": problem}][:TOP]
+        return
     counts["lines"] += measures.lines
     counts["classes"] += measures.classes
     counts["functions"] += len(measures.functions)
@@ -220,7 +218,6 @@ def _audit_module(state: dict[str, Any], path: Path, root: Path) -> Function:
     found = [function._asdict() for function in measures.functions]
     state["most_complex"] = _top(state["most_complex"], found, by="complexity")
     state["longest"] = _top(state["longest"], found, by="lines")
-    return max(measures.functions, key=lambda one: one.complexity, default=Function("", 0, 0, 0))
 
 
 def _top(old: list[dict[str, Any]], new: list[dict[str, Any]], *, by: str) -> list[dict[str, Any]]:

@@ -66,7 +66,8 @@ class DockerSandbox:
             yield DockerSession(self.engine, spec, container_id, start_seconds, (reader, writer), self._clock)
         finally:
             if writer is not None:
-                writer.close()
+                # A plain close would first wait to send what a program leaves unread.
+                writer.transport.abort()
             await uninterrupted(self._discard(name))
 
     async def _create(self, name: str, image: str, spec: SandboxSpec) -> str:

@@ -87,7 +87,8 @@ class ResultScanner:
         """Take a chunk; return what of it, and of what was held back, is certainly the agent's output."""
         if self._frame is not None:
             # One byte past the bound is enough to know that the frame is bad.
-            self._frame += data[: max(0, self._max_bytes + 1 - len(self._frame))]
+            most = 4 + _DIGEST_BYTES + self._max_bytes + 1
+            self._frame += data[: max(0, most - len(self._frame))]
             return b""
         data = self._held + data
         found = data.find(self._marker)
@@ -141,6 +142,7 @@ def _parse(frame: bytes, max_bytes: int) -> Report:
     saved = payload[head_end:]
     summary_end = 4 + int.from_bytes(saved[:4], "big")
     if len(saved) < summary_end:
-        raise BadFrameError("the saved state is shorter than its summary")
+        # The frame is sound: it was the agent that wrote this into its pipe to the supervisor.
+        return report.model_copy(update={"refused": "it is shorter than its summary"})
     summary = saved[4:summary_end].decode(errors="replace")
     return report.model_copy(update={"state_text": saved[summary_end:], "summary": summary})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.clock import SystemClock
 from harness.errors import (
@@ -36,6 +36,9 @@ from harness.store.sqlite_file import SqliteFile
 
 #: Tasks deleted per transaction, so that deleting an agent with a long history does not lock others out.
 _DELETE_BATCH = 100
+
+#: What a decision makes of a task; None leaves it as it is.
+DecidedT = TypeVar("DecidedT", bound=Task | None)
 
 _INSTANTS = frozenset(
     {"created_at", "updated_at", "scheduled_at", "started_at", "completed_at", "due_at", "at"}
@@ -226,60 +229,59 @@ class SqliteStore:
     async def claim_task(self, task: Task, claim: Claim) -> Task | None:
         """Take a due task, unless it changed hands since it was read."""
         now = self._now()
-
-        def work(db: sqlite3.Connection) -> Task | None:
-            stored = _stored_task(db, task.id)
-            if stored is None or not transitions.is_claimable(stored, task, now):
-                return None
-            return _change_task(db, stored, transitions.claimed(stored, claim, now))
-
-        return await self._file.write(work)
+        return await self._change(task.id, lambda stored: transitions.claim(stored, task, claim, now))
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""
         due_at = transitions.lease_end(self._now(), lease_seconds)
-
-        def work(db: sqlite3.Connection) -> None:
-            task = transitions.held(_stored_task(db, task_id), task_id, fence)
-            _change_task(db, task, task.model_copy(update={"due_at": due_at}))
-
-        await self._file.write(work)
+        await self._change(task_id, lambda stored: transitions.extend(stored, task_id, fence, due_at))
         return due_at
 
     async def record_reason(self, task_id: int, fence: int, reason: Reason, error: str | None = None) -> None:
         """Write down why the current attempt is about to be stopped."""
+        await self._change(
+            task_id, lambda stored: transitions.record_reason(stored, task_id, fence, reason, error)
+        )
 
-        def work(db: sqlite3.Connection) -> None:
-            task = transitions.held(_stored_task(db, task_id), task_id, fence)
-            _change_task(db, task, transitions.with_reason(task, reason, error))
-
-        await self._file.write(work)
+    async def expire_task(self, task: Task) -> Task | None:
+        """End a running task whose lease has run out."""
+        now = self._now()
+        return await self._change(task.id, lambda stored: transitions.expire(stored, task, now))
 
     async def finish_task(
         self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
     ) -> Task:
         """Write a task's end and its artifact, in one transaction."""
-        content = None if artifact is None else documents.artifact_content(artifact)
         now = self._now()
+        content = None
+        if artifact is not None:
+            content = documents.artifact_content(artifact) | {"created_at": now, "task_id": task_id}
+        return await self._change(
+            task_id, lambda stored: transitions.finish(stored, task_id, fence, outcome, now), content
+        )
 
-        def work(db: sqlite3.Connection) -> Task:
-            task = transitions.held(_stored_task(db, task_id), task_id, fence)
-            if content is not None:
-                newest = _newest_artifact(db, task.agent_id)
-                _insert_artifact(db, task.agent_id, now, documents.artifact_after(newest) | content, task_id)
-            return _change_task(db, task, transitions.finished(task, outcome, now))
+    async def _change(
+        self,
+        task_id: int,
+        decide: Callable[[Task | None], DecidedT],
+        artifact: dict[str, Any] | None = None,
+    ) -> DecidedT:
+        """Write what `decide` makes of the stored task, and with it the task's artifact."""
 
-        return await self._file.write(work)
-
-    async def expire_task(self, task: Task) -> Task | None:
-        """End a running task whose lease has run out."""
-        now = self._now()
-
-        def work(db: sqlite3.Connection) -> Task | None:
-            stored = _stored_task(db, task.id)
-            if stored is None or not transitions.is_expired(stored, task, now):
-                return None
-            return _change_task(db, stored, transitions.expired(stored, now))
+        def work(db: sqlite3.Connection) -> DecidedT:
+            before = _stored_task(db, task_id)
+            after = decide(before)
+            if before is None or after is None or after is before:
+                return after
+            changes = documents.task_changes(before, after)
+            if after.status.is_final:
+                changes["active_slot"] = None
+            if changes:
+                _update(db, "tasks", task_id, changes)
+            if artifact is not None:
+                newest = _newest_artifact(db, after.agent_id)
+                _insert_artifact(db, after.agent_id, documents.artifact_after(newest) | artifact)
+            return after
 
         return await self._file.write(work)
 
@@ -312,13 +314,12 @@ class SqliteStore:
 
     async def save_artifact(self, agent_id: int, artifact: NewArtifact) -> HandoffArtifact:
         """Save an artifact outside of any run."""
-        content = documents.artifact_content(artifact)
-        now = self._now()
+        content = documents.artifact_content(artifact) | {"created_at": self._now()}
 
         def work(db: sqlite3.Connection) -> HandoffArtifact:
             _agent_row(db, agent_id, usable=True)
             newest = _newest_artifact(db, agent_id)
-            return _insert_artifact(db, agent_id, now, documents.artifact_after(newest) | content)
+            return _insert_artifact(db, agent_id, documents.artifact_after(newest) | content)
 
         return await self._file.write(work)
 
@@ -329,14 +330,12 @@ class SqliteStore:
 
     async def clear_artifact(self, agent_id: int) -> None:
         """Make the next run a first run."""
-        now = self._now()
+        content = documents.clear_content() | {"created_at": self._now()}
 
         def work(db: sqlite3.Connection) -> None:
             newest = _newest_artifact(db, agent_id)
             if newest is not None and not newest.cleared:
-                _insert_artifact(
-                    db, agent_id, now, documents.artifact_after(newest) | documents.clear_content()
-                )
+                _insert_artifact(db, agent_id, documents.artifact_after(newest) | content)
 
         await self._file.write(work)
 
@@ -418,15 +417,6 @@ def _stored_task(db: sqlite3.Connection, task_id: int) -> Task | None:
     return None if row is None else _task(row)
 
 
-def _change_task(db: sqlite3.Connection, before: Task, after: Task) -> Task:
-    changes = documents.task_changes(before, after)
-    if after.status.is_final:
-        changes["active_slot"] = None
-    if changes:
-        _update(db, "tasks", after.id, changes)
-    return after
-
-
 def _newest_artifact(db: sqlite3.Connection, agent_id: int) -> HandoffArtifact | None:
     row = _one(
         db, "SELECT * FROM artifacts WHERE agent_id = ? ORDER BY version DESC LIMIT 1", int64(agent_id)
@@ -434,13 +424,7 @@ def _newest_artifact(db: sqlite3.Connection, agent_id: int) -> HandoffArtifact |
     return None if row is None else documents.artifact_from(_document(row))
 
 
-def _insert_artifact(
-    db: sqlite3.Connection,
-    agent_id: int,
-    now: datetime,
-    fields: Mapping[str, Any],
-    task_id: int | None = None,
-) -> HandoffArtifact:
-    fields = {"cleared": False, **fields, "agent_id": agent_id, "created_at": now, "task_id": task_id}
+def _insert_artifact(db: sqlite3.Connection, agent_id: int, fields: Mapping[str, Any]) -> HandoffArtifact:
+    fields = {"cleared": False, "task_id": None, **fields, "agent_id": agent_id}
     _insert(db, "artifacts", fields)
     return documents.artifact_from(fields)

@@ -23,18 +23,7 @@ def new_task(task_id: int, new: NewTask, now: datetime, claim: Claim | None) -> 
         save_handoff=new.save_handoff,
         due_at=scheduled_at,
     )
-    return task if claim is None else claimed(task, claim, now)
-
-
-def is_claimable(stored: Task, read: Task, now: datetime) -> bool:
-    """Whether a claim decided on from `read` may take the task: it is due, and nobody took or ended it since."""
-    is_due = stored.due_at is not None and stored.due_at <= now
-    return is_due and (stored.status, stored.fence) == (read.status, read.fence)
-
-
-def is_expired(stored: Task, read: Task, now: datetime) -> bool:
-    """Whether the lease seen in `read` has run out, and nobody extended it, took the task over or ended it since."""
-    return stored.status is TaskStatus.RUNNING and is_claimable(stored, read, now)
+    return task if claim is None else _claimed(task, claim, now)
 
 
 def lease_end(now: datetime, lease_seconds: float) -> datetime:
@@ -42,8 +31,73 @@ def lease_end(now: datetime, lease_seconds: float) -> datetime:
     return whole_millis(now + timedelta(seconds=lease_seconds))
 
 
-def claimed(task: Task, claim: Claim, now: datetime) -> Task:
-    """Begin the next attempt; one that its runner left open is closed."""
+def claim(stored: Task | None, read: Task, claim: Claim, now: datetime) -> Task | None:
+    """Begin the next attempt; None when the task is not due, or somebody took or ended it since it was read."""
+    return _claimed(stored, claim, now) if stored is not None and _is_claimable(stored, read, now) else None
+
+
+def expire(stored: Task | None, read: Task, now: datetime) -> Task | None:
+    """End a task whose runner died; None when its lease was extended, or somebody took or ended it since."""
+    if stored is None or stored.status is not TaskStatus.RUNNING or not _is_claimable(stored, read, now):
+        return None
+    reason = stored.attempts[-1].reason or Reason.LOST
+    error = stored.attempts[-1].error or "its runner died or was cut off, and its lease ran out"
+    ended = _finished(stored, Outcome(reason=reason, error=error), now)
+    # A fence that its runner never had, should that still live.
+    return ended.model_copy(update={"fence": stored.fence + 1})
+
+
+def held(stored: Task | None, task_id: int, fence: int) -> Task:
+    """Return the task if it runs under `fence`.
+
+    Raises:
+        LeaseLostError: It does not; the message says what became of it.
+    """
+    if stored is None:
+        raise LeaseLostError(f"task {task_id} does not exist any more; nothing was written")
+    if stored.status is not TaskStatus.RUNNING:
+        raise LeaseLostError(
+            f"task {task_id} is {stored.status}, not running under fence {fence}; nothing was written"
+        )
+    if stored.fence != fence:
+        raise LeaseLostError(
+            f"task {task_id} was taken over: it runs under fence {stored.fence}, not {fence}; nothing was written"
+        )
+    return stored
+
+
+def extend(stored: Task | None, task_id: int, fence: int, lease_until: datetime) -> Task:
+    """Move the end of a lease; raises like `held`."""
+    return held(stored, task_id, fence).model_copy(update={"due_at": lease_until})
+
+
+def record_reason(stored: Task | None, task_id: int, fence: int, reason: Reason, error: str | None) -> Task:
+    """Record why the current attempt is about to be stopped, unless a reason stands there; raises like `held`."""
+    task = held(stored, task_id, fence)
+    attempt = task.attempts[-1]
+    if attempt.reason is not None:
+        return task
+    attempt = attempt.model_copy(update={"reason": reason, "error": clip_text(error)})
+    return task.model_copy(update={"attempts": (*task.attempts[:-1], attempt)})
+
+
+def finish(stored: Task | None, task_id: int, fence: int, outcome: Outcome, now: datetime) -> Task:
+    """Close the current attempt and the task; raises like `held`.
+
+    The outcome decides, also over a reason that was recorded before. A task that ended just so already is returned
+    itself: the call is a repetition.
+    """
+    if stored is not None and _was_finished(stored, fence, outcome):
+        return stored
+    return _finished(held(stored, task_id, fence), outcome, now)
+
+
+def _is_claimable(stored: Task, read: Task, now: datetime) -> bool:
+    is_due = stored.due_at is not None and stored.due_at <= now
+    return is_due and (stored.status, stored.fence) == (read.status, read.fence)
+
+
+def _claimed(task: Task, claim: Claim, now: datetime) -> Task:
     attempts = list(task.attempts)
     reason = task.reason
     if attempts and attempts[-1].ended_at is None:
@@ -64,36 +118,14 @@ def claimed(task: Task, claim: Claim, now: datetime) -> Task:
     )
 
 
-def held(task: Task | None, task_id: int, fence: int) -> Task:
-    """Return the task if it runs under `fence`.
-
-    Raises:
-        LeaseLostError: It does not; the message says what became of it.
-    """
-    if task is None:
-        raise LeaseLostError(f"task {task_id} does not exist any more; nothing was written")
-    if task.status is not TaskStatus.RUNNING:
-        raise LeaseLostError(
-            f"task {task_id} is {task.status}, not running under fence {fence}; nothing was written"
-        )
-    if task.fence != fence:
-        raise LeaseLostError(
-            f"task {task_id} was taken over: it runs under fence {task.fence}, not {fence}; nothing was written"
-        )
-    return task
+def _was_finished(task: Task, fence: int, outcome: Outcome) -> bool:
+    # Only the holder of a fence ends a task under it, so an equal end is its own.
+    if not task.attempts or task.completed_at is None or task.fence != fence:
+        return False
+    return _finished(task, outcome, task.completed_at) == task
 
 
-def with_reason(task: Task, reason: Reason, error: str | None) -> Task:
-    """Record why the current attempt is about to be stopped, unless a reason stands there already."""
-    attempt = task.attempts[-1]
-    if attempt.reason is not None:
-        return task
-    attempt = attempt.model_copy(update={"reason": reason, "error": clip_text(error)})
-    return task.model_copy(update={"attempts": (*task.attempts[:-1], attempt)})
-
-
-def finished(task: Task, outcome: Outcome, now: datetime) -> Task:
-    """Close the current attempt and the task; the outcome decides, also over a reason recorded before."""
+def _finished(task: Task, outcome: Outcome, now: datetime) -> Task:
     attempt = task.attempts[-1].model_copy(
         update={
             "ended_at": now,
@@ -116,11 +148,3 @@ def finished(task: Task, outcome: Outcome, now: datetime) -> Task:
             "lease_owner": None,
         }
     )
-
-
-def expired(task: Task, now: datetime) -> Task:
-    """End a task whose runner died, under a fence that its runner never had."""
-    reason = task.attempts[-1].reason or Reason.LOST
-    error = task.attempts[-1].error or "its runner died or was cut off, and its lease ran out"
-    ended = finished(task, Outcome(reason=reason, error=error), now)
-    return ended.model_copy(update={"fence": task.fence + 1})

@@ -22,7 +22,7 @@ class MongoLogs(MongoTasks):
         its own attempt, which happened; the attempt's number in every key keeps it from touching another's.
         """
         documents.check_chunks(fence, chunks)
-        await self._held(task_id, fence)
+        await self._check_held(task_id, fence)
         await self._db.insert_missing(
             LOGS,
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import AgentNotFoundError, StoreError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
@@ -14,6 +14,9 @@ from harness.store.documents import check_page, int64
 from harness.store.mongo.agents import TASKS
 from harness.store.mongo.artifacts import PENDING_ARTIFACT, PENDING_FOR, MongoArtifacts
 from harness.store.mongo.driver import Document, DuplicateKey
+
+#: What a decision makes of a task; None leaves it as it is.
+DecidedT = TypeVar("DecidedT", bound=Task | None)
 
 _log = logging.getLogger(__name__)
 
@@ -94,48 +97,34 @@ class MongoTasks(MongoArtifacts):
 
     async def claim_task(self, task: Task, claim: Claim) -> Task | None:
         """Take a due task, unless it changed hands since it was read."""
-        while True:
-            document = await self._db.find_one(TASKS, {"_id": int64(task.id)})
-            if document is None:
-                return None
-            stored, now = _task(document), await self.now()
-            if not transitions.is_claimable(stored, task, now):
-                return None
-            taken = transitions.claimed(stored, claim, now)
-            if await self._change(document, stored, taken):
-                return taken
+        now = await self.now()
+        return await self._change(task.id, lambda stored: transitions.claim(stored, task, claim, now))
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""
         due_at = transitions.lease_end(await self.now(), lease_seconds)
-        await self._change_held(task_id, fence, lambda task: task.model_copy(update={"due_at": due_at}))
+        await self._change(task_id, lambda stored: transitions.extend(stored, task_id, fence, due_at))
         return due_at
 
     async def record_reason(self, task_id: int, fence: int, reason: Reason, error: str | None = None) -> None:
         """Write down why the current attempt is about to be stopped."""
-        await self._change_held(task_id, fence, lambda task: transitions.with_reason(task, reason, error))
+        await self._change(
+            task_id, lambda stored: transitions.record_reason(stored, task_id, fence, reason, error)
+        )
 
     async def expire_task(self, task: Task) -> Task | None:
         """End a running task whose lease has run out."""
-        while True:
-            document = await self._db.find_one(TASKS, {"_id": int64(task.id)})
-            if document is None:
-                return None
-            stored, now = _task(document), await self.now()
-            if not transitions.is_expired(stored, task, now):
-                return None
-            ended = transitions.expired(stored, now)
-            if await self._change(document, stored, ended):
-                return ended
+        now = await self.now()
+        return await self._change(task.id, lambda stored: transitions.expire(stored, task, now))
 
     async def finish_task(
         self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
     ) -> Task:
         """Write a task's end with its artifact inside, in one update; then move the artifact to its own place."""
-        now = await self.now()
         content = None if artifact is None else documents.artifact_content(artifact)
-        task = await self._change_held(
-            task_id, fence, lambda held: transitions.finished(held, outcome, now), artifact=content
+        now = await self.now()
+        task = await self._change(
+            task_id, lambda stored: transitions.finish(stored, task_id, fence, outcome, now), content
         )
         if content is not None:
             try:
@@ -150,42 +139,39 @@ class MongoTasks(MongoArtifacts):
                 )
         return task
 
-    async def _change_held(
-        self, task_id: int, fence: int, change: Callable[[Task], Task], artifact: Document | None = None
-    ) -> Task:
-        while True:
-            document, task = await self._held(task_id, fence)
-            after = change(task)
-            if await self._change(document, task, after, artifact):
-                return after
-
-    async def _held(self, task_id: int, fence: int) -> tuple[Document, Task]:
+    async def _check_held(self, task_id: int, fence: int) -> None:
         document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
-        task = transitions.held(None if document is None else _task(document), task_id, fence)
-        return document or {}, task
+        transitions.held(None if document is None else _task(document), task_id, fence)
 
     async def _change(
-        self, document: Document, before: Task, after: Task, artifact: Document | None = None
-    ) -> bool:
-        """Write the difference, if nothing was written since `document` was read."""
+        self, task_id: int, decide: Callable[[Task | None], DecidedT], artifact: Document | None = None
+    ) -> DecidedT:
+        """Write what `decide` makes of the stored task; when the task changed in between, read and decide again."""
+        while True:
+            document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
+            before = None if document is None else _task(document)
+            after = decide(before)
+            if document is None or before is None or after is None or after is before:
+                return after
+            if await self._replace(document["revision"], before, after, artifact):
+                return after
+
+    async def _replace(self, revision: int, before: Task, after: Task, artifact: Document | None) -> bool:
         changes: Document = documents.task_changes(before, after)
-        removed = [name for name in ("due_at",) if name in changes and changes[name] is None]
+        removed = {name: "" for name in ("due_at",) if name in changes and changes[name] is None}
         if after.status.is_final:
-            removed.append("active_slot")
+            removed["active_slot"] = ""
         if artifact is not None:
             changes |= {PENDING_ARTIFACT: artifact, PENDING_FOR: after.agent_id}
-        unchanged = {
-            "_id": before.id,
-            "status": before.status.value,
-            "fence": before.fence,
-            "revision": document["revision"],
-        }
-        update = {
-            "$set": {name: value for name, value in changes.items() if name not in removed},
-            "$unset": dict.fromkeys(removed, ""),
-            "$inc": {"revision": 1},
-        }
-        return await self._db.update_one(TASKS, unchanged, update)
+        return await self._db.update_one(
+            TASKS,
+            {"_id": before.id, "status": before.status.value, "fence": before.fence, "revision": revision},
+            {
+                "$set": {name: value for name, value in changes.items() if name not in removed},
+                "$unset": removed,
+                "$inc": {"revision": 1},
+            },
+        )
 
 
 def _mongo_document(fields: Document) -> Document:
