@@ -144,7 +144,7 @@ class Store(Protocol):
         """
 
     async def next_due_at(self) -> datetime | None:
-        """Return the earliest `due_at` of all pending tasks and schedules; it may have passed. None: there is none."""
+        """Return the earliest `due_at`, not yet passed, of all pending tasks and schedules; None: there is none."""
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a live or expired-but-not-taken-over lease to now + `lease_seconds`; return its new end.

@@ -20,6 +20,14 @@ def retry_delay(config: RetryConfig, task: Task, reason: Reason) -> timedelta | 
     """
     if reason.value not in config.on or task.retry_count >= task.max_retries:
         return None
+    return _backoff(config, task.retry_count)
+
+
+def retry_delay_by_hand(config: RetryConfig, task: Task) -> timedelta:
+    """Return how long to wait before a retry that a person asked for: the same series, whatever the reason."""
+    return _backoff(config, task.retry_count)
+
+
+def _backoff(config: RetryConfig, retry_count: int) -> timedelta:
     # An exponent past 30 is over any maximum; the number must not grow without bound.
-    seconds = config.delay_seconds * 2 ** min(task.retry_count, 30)
-    return timedelta(seconds=min(seconds, config.max_delay_seconds))
+    return timedelta(seconds=min(config.delay_seconds * 2 ** min(retry_count, 30), config.max_delay_seconds))

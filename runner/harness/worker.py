@@ -14,17 +14,14 @@ from collections.abc import Awaitable, Callable
 from harness.errors import HarnessError
 from harness.executor import AgentExecutor
 from harness.models import Claim, Reason, Task
+from harness.polling import BACK_OFF_SECONDS, Pause
 from harness.recovery import sweep
 from harness.run import RunParts, TaskRun
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait between two looks for due tasks, in seconds: half of what promise P4 allows.
-POLL_SECONDS = 0.5
 #: Between two looks for cancellations, in seconds.
 CANCEL_POLL_SECONDS = 1.0
-#: Pause after a store or an engine did not answer, in seconds.
-BACK_OFF_SECONDS = 2.0
 #: Sweeps per lease.
 SWEEPS_PER_LEASE = 3
 
@@ -44,8 +41,7 @@ class Worker:
         self._parts = parts
         self._max_concurrent = max_concurrent
         self._closing = False
-        self._work_to_do = asyncio.Event()
-        self._closed = asyncio.Event()
+        self._pause = Pause(parts.store, parts.clock)
         self._loops: list[asyncio.Task[None]] = []
         self._runs: dict[asyncio.Task[None], TaskRun | None] = {}
 
@@ -65,7 +61,7 @@ class Worker:
 
     def wake(self) -> None:
         """Look for due tasks at once."""
-        self._work_to_do.set()
+        self._pause.wake()
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         """Claim no more; let runs end for `drain_seconds`; stop the rest and hand their tasks back.
@@ -74,7 +70,6 @@ class Worker:
         handed back all the same.
         """
         self._closing = True
-        self._closed.set()
         self.wake()
         try:
             await self._end_of_claiming()
@@ -102,7 +97,6 @@ class Worker:
     async def _claim_and_run(self) -> None:
         claim = Claim(owner=self._executor.owner, lease_seconds=self._parts.settings.lease_seconds)
         while not self._closing:
-            self._work_to_do.clear()
             free = self._max_concurrent - len(self._runs)
             claimed = 0
             if free > 0:
@@ -111,13 +105,13 @@ class Worker:
                     tasks = await self._parts.store.claim_tasks(claim, limit=free)
                 except HarnessError as error:
                     logger.warning("claiming failed: %s", error, extra={"action": "claim_failed"})
-                    await self._pause(BACK_OFF_SECONDS)
+                    await self._pause.seconds(BACK_OFF_SECONDS)
                     continue
                 claimed = len(tasks)
                 for task in tasks:
                     self._begin(task, claimed_at)
             if claimed == 0 or free <= 0:
-                await self._pause(POLL_SECONDS)
+                await self._pause.until_due()
 
     def _begin(self, task: Task, claimed_at: float) -> None:
         running = asyncio.create_task(self._run(task, claimed_at))
@@ -151,16 +145,6 @@ class Worker:
             "reason": result.reason,
         }
         logger.info("task %d ended: %s", task.id, result.reason, extra=outcome)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait for `seconds`, for a wake-up, or for the earliest task to fall due."""
-        sleeping = asyncio.ensure_future(self._parts.clock.sleep(seconds))
-        waking = asyncio.ensure_future(self._work_to_do.wait())
-        try:
-            await asyncio.wait((sleeping, waking), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeping.cancel()
-            waking.cancel()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -1,0 +1,154 @@
+"""What a due schedule turns into: runs, skips and the next fire. Pure; `harness.scheduler` carries it out.
+
+A fire that is late by no more than `misfire_grace_seconds` is on time. Older ones were missed, and `catch_up` says what
+becomes of them: ``latest`` runs the newest one if nothing newer is on time, ``all`` the newest `catch_up_limit` of them,
+``none`` none. What does not run is recorded as one skip that names the first and the last fire and their number, so a
+scheduler that was down for a month writes one record, not forty thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from harness.config import AgentConfig, ScheduleConfig
+from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, SkipReason, WhenBusy
+from harness.triggers import Fire, Trigger, fires_between, make_trigger, next_fire
+
+#: Most fires of one schedule that are told apart at once; older ones count as missed, whatever the grace.
+MAX_FIRES_AT_ONCE = 100
+
+_WHEN_BUSY = {
+    "skip": WhenBusy.SKIP,
+    "queue_one": WhenBusy.QUEUE,
+    "allow": WhenBusy.SKIP,
+    "cancel_running": WhenBusy.REPLACE,
+}
+
+
+def synced(source: ScheduleSource, now: datetime) -> ScheduleState:
+    """Return where an agent's schedule stands after its owner changed it, or somebody paused or resumed it.
+
+    A fire that is due already stays due: it is fired, or skipped with a record, before the new rule takes over.
+    """
+    state = source.state or ScheduleState(
+        agent_id=source.agent_id, agent_version=source.agent_version, anchor_at=now
+    )
+    schedule = AgentConfig.parse(source.config).schedule
+    following: Fire | None = None
+    if schedule is not None and schedule.enabled and not state.paused and not state.removed:
+        if state.next_fire_at is not None and state.due_at is not None and state.due_at <= now:
+            following = Fire(state.next_fire_at, state.due_at)
+        else:
+            following = next_fire(_trigger(source, schedule, state), max(now, state.last_fire_at or now))
+    return state.model_copy(
+        update={
+            "agent_version": source.agent_version,
+            "next_fire_at": following.fire_time if following else None,
+            "due_at": following.due_at if following else None,
+        }
+    )
+
+
+def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int) -> FirePlan:
+    """Plan everything that a schedule owes up to `now`.
+
+    Args:
+        source: With a state whose `due_at` has passed.
+        now: By the store's clock.
+        retry_max_attempts: For agents that set no ``retry.max_attempts``.
+    """
+    state = source.state
+    assert state is not None
+    options = AgentConfig.parse(source.config)
+    schedule, first, due_at = options.schedule, state.next_fire_at, state.due_at
+    if schedule is None or not schedule.enabled or first is None or due_at is None:
+        return FirePlan(before=state, tasks=(), next_fire_at=None, due_at=None)
+    trigger = _trigger(source, schedule, state)
+    newest = _newest_due(trigger, first, now)
+    fires = [Fire(first, due_at), *fires_between(trigger, first, newest, MAX_FIRES_AT_ONCE)]
+    total = 1 + trigger.count_between(first, newest)
+    on_time = _on_time(fires[-MAX_FIRES_AT_ONCE:], now - timedelta(seconds=schedule.misfire_grace_seconds))
+    late = [fire for fire in fires if fire not in on_time]
+    caught_up = _caught_up(schedule, late, on_time)
+    runs = [
+        *(_run(source, options, fire, retry_max_attempts, is_late=True) for fire in caught_up),
+        *(_run(source, options, fire, retry_max_attempts, is_late=False) for fire in on_time),
+    ]
+    skipped = _skip(source.agent_id, first, trigger, runs, newest, total - len(runs))
+    following = next_fire(trigger, newest)
+    return FirePlan(
+        before=state,
+        tasks=(*skipped, *runs),
+        next_fire_at=following.fire_time if following else None,
+        due_at=following.due_at if following else None,
+    )
+
+
+def _trigger(source: ScheduleSource, schedule: ScheduleConfig, state: ScheduleState) -> Trigger:
+    return make_trigger(schedule, agent_id=source.agent_id, anchor=state.anchor_at)
+
+
+def _newest_due(trigger: Trigger, first: datetime, now: datetime) -> datetime:
+    """Return the newest fire time whose due time has passed; `first` is due in any case."""
+    newest = trigger.latest_at_or_before(now)
+    if newest is not None and trigger.fire(newest).due_at > now:
+        # Due times rise strictly and lie below the next fire time, so the one before is due.
+        newest = trigger.latest_at_or_before(newest - timedelta(microseconds=1))
+    return first if newest is None else max(first, newest)
+
+
+def _on_time(fires: Sequence[Fire], oldest: datetime) -> list[Fire]:
+    return [fire for fire in fires if fire.due_at >= oldest]
+
+
+def _caught_up(schedule: ScheduleConfig, late: Sequence[Fire], on_time: Sequence[Fire]) -> Sequence[Fire]:
+    if schedule.catch_up == "all":
+        return late[-schedule.catch_up_limit :]
+    if schedule.catch_up == "latest" and not on_time:
+        return late[-1:]
+    return ()
+
+
+def _run(
+    source: ScheduleSource, options: AgentConfig, fire: Fire, retry_max_attempts: int, *, is_late: bool
+) -> NewTask:
+    schedule = options.schedule
+    assert schedule is not None
+    catching_up = is_late and schedule.catch_up == "all"
+    asked = options.retry.max_attempts
+    return NewTask(
+        agent_id=source.agent_id,
+        trigger="schedule",
+        scheduled_at=fire.fire_time,
+        due_at=fire.due_at,
+        fire_at=fire.fire_time,
+        max_active=schedule.max_overlap if schedule.overlap == "allow" else 1,
+        # Fires that are caught up come in one moment; as overlaps they would skip one another.
+        when_busy=WhenBusy.WAIT if catching_up else _WHEN_BUSY[schedule.overlap],
+        priority=options.priority,
+        max_retries=retry_max_attempts if asked is None else asked,
+    )
+
+
+def _skip(
+    agent_id: int, first: datetime, trigger: Trigger, runs: Sequence[NewTask], newest: datetime, count: int
+) -> tuple[NewTask, ...]:
+    """Return the record of the fires before the first run, if there are any."""
+    if count <= 0:
+        return ()
+    last = newest
+    if runs:
+        assert runs[0].fire_at is not None
+        last = trigger.latest_at_or_before(runs[0].fire_at - timedelta(microseconds=1)) or first
+    return (
+        NewTask(
+            agent_id=agent_id,
+            trigger="schedule",
+            scheduled_at=first,
+            fire_at=first,
+            skip_reason=SkipReason.MISSED,
+            skipped_until=max(first, last),
+            skipped_count=count,
+        ),
+    )
