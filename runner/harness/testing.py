@@ -1,16 +1,31 @@
-"""Fakes for tests of code that uses Agent Harness: a clock that a test moves, and a store in memory."""
+"""Fakes for tests of code that uses Agent Harness: a clock that a test moves, a store in memory, a scripted sandbox."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from harness.ports import Clock
+from harness.errors import SandboxError
+from harness.models import Reason
+from harness.ports import (
+    BeforeStop,
+    Clock,
+    OutputSink,
+    OutputStream,
+    OwnedContainer,
+    SandboxJob,
+    SandboxLabels,
+    SandboxResult,
+    SandboxSpec,
+)
 from harness.store.sqlite import SqliteStore
 
-__all__ = ["FakeClock", "MemoryStore"]
+__all__ = ["FakeClock", "FakeRun", "FakeSandbox", "FakeSession", "MemoryStore"]
 
 
 class FakeClock:
@@ -78,3 +93,151 @@ class MemoryStore(SqliteStore):
             clock: Usually a `FakeClock`. None for the machine's.
         """
         super().__init__(None, clock=clock)
+
+
+_SUCCESS = SandboxResult(Reason.COMPLETED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeRun:
+    """What a `FakeSandbox` does with a job: the output comes first, then the end. By default a silent success."""
+
+    output: Sequence[tuple[OutputStream, bytes]] = ()
+    result: SandboxResult = _SUCCESS
+
+
+class FakeSandbox:
+    """A `harness.ports.Sandbox` without containers: jobs do what a test's function says, at once or when released.
+
+    It keeps no wall time: script a result with `Reason.TIMEOUT`, or call `FakeSession.stop`.
+    """
+
+    def __init__(self, behave: Callable[[SandboxJob], FakeRun] | None = None) -> None:
+        """Run jobs by `behave`, called once per job; None: every job is a silent success."""
+        #: What jobs do; may be changed between jobs.
+        self.behave = behave or (lambda _job: FakeRun())
+        #: Jobs end while this is set.
+        self.released = asyncio.Event()
+        self.released.set()
+        #: Notified whenever a job has sent its output.
+        self.job_began = asyncio.Condition()
+        self._ids = itertools.count(1)
+        self._containers: dict[str, tuple[OwnedContainer, FakeSession | None]] = {}
+        #: Raised by the next calls of `open`, until it is set to None again.
+        self.open_error: SandboxError | None = None
+        #: Raised by `remove_container`, until it is set to None again.
+        self.remove_error: SandboxError | None = None
+        #: Everything that was asked for, in order.
+        self.specs: list[SandboxSpec] = []
+        self.jobs: list[SandboxJob] = []
+        #: Reasons and sentences of all stops.
+        self.stops: list[tuple[Reason, str]] = []
+
+    @property
+    def sessions(self) -> list[FakeSession]:
+        """The sessions that are open."""
+        return [session for _, session in self._containers.values() if session is not None]
+
+    @property
+    def running(self) -> int:
+        """How many jobs have sent their output and not ended."""
+        return sum(session.is_running for session in self.sessions)
+
+    def hold(self) -> None:
+        """Keep jobs running, after their output, until `release`."""
+        self.released.clear()
+
+    def release(self) -> None:
+        """Let jobs end."""
+        self.released.set()
+
+    async def until_running(self, count: int = 1) -> None:
+        """Wait until at least `count` held jobs have sent their output."""
+        async with self.job_began:
+            await self.job_began.wait_for(lambda: self.running >= count)
+
+    def add_container(self, labels: SandboxLabels, state: str = "running") -> str:
+        """Add a container that nobody holds, such as a runner leaves when it dies; return its id."""
+        container_id = f"fake-{next(self._ids)}"
+        self._containers[container_id] = (OwnedContainer(container_id, labels, state), None)
+        return container_id
+
+    @asynccontextmanager
+    async def open(self, spec: SandboxSpec) -> AsyncIterator[FakeSession]:
+        """Open a session; see the port."""
+        self.specs.append(spec)
+        if self.open_error is not None:
+            raise self.open_error
+        container_id = self.add_container(spec.labels)
+        session = FakeSession(self, container_id)
+        self._containers[container_id] = (self._containers[container_id][0], session)
+        try:
+            yield session
+        finally:
+            self._containers.pop(container_id, None)
+
+    async def owned_containers(self, store_id: str) -> Sequence[OwnedContainer]:
+        """Return the containers of a store."""
+        return [owned for owned, _ in self._containers.values() if owned.labels.store_id == store_id]
+
+    async def remove_container(self, container_id: str) -> None:
+        """Remove a container; a job in it ends as `Reason.RESULT_LOST`."""
+        if self.remove_error is not None:
+            raise self.remove_error
+        _, session = self._containers.pop(container_id, (None, None))
+        if session is not None:
+            session.end(SandboxResult(Reason.RESULT_LOST, 137, "the container was removed from outside"))
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class FakeSession:
+    """A `harness.ports.SandboxSession` of a `FakeSandbox`."""
+
+    def __init__(self, sandbox: FakeSandbox, container_id: str) -> None:
+        """Made by `FakeSandbox.open`."""
+        self.container_id = container_id
+        self.start_seconds = 0.125
+        #: Whether its job has sent its output and not ended.
+        self.is_running = False
+        self._sandbox = sandbox
+        self._before_stop: BeforeStop | None = None
+        self._stopped: tuple[Reason, str] | None = None
+        self._end: SandboxResult | None = None
+        self._ended = asyncio.Event()
+
+    async def run(self, job: SandboxJob, *, sink: OutputSink, before_stop: BeforeStop) -> SandboxResult:
+        """Do what the script says; see the port."""
+        self._before_stop = before_stop
+        self._sandbox.jobs.append(job)
+        script = self._sandbox.behave(job)
+        for stream, data in script.output:
+            sink(stream, data)
+        self.is_running = True
+        async with self._sandbox.job_began:
+            self._sandbox.job_began.notify_all()
+        releasing = asyncio.create_task(self._sandbox.released.wait())
+        ending = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait((releasing, ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.is_running = False
+            releasing.cancel()
+            ending.cancel()
+        return self._end or script.result
+
+    async def stop(self, reason: Reason, message: str) -> None:
+        """End the job with `reason`; see the port."""
+        if self._stopped is not None:
+            return
+        self._stopped = (reason, message)
+        self._sandbox.stops.append(self._stopped)
+        if self._before_stop is not None:
+            await self._before_stop(reason, message)
+        self.end(SandboxResult(reason, 143, message))
+
+    def end(self, result: SandboxResult) -> None:
+        """End the job with `result` now."""
+        self._end = self._end or result
+        self._ended.set()

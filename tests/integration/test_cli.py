@@ -223,7 +223,9 @@ def test_without_an_engine_a_run_fails_at_once_and_leaves_no_task(harness: Shell
     assert harness("tasks", "list", "--json").json["total_count"] == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 async def test_a_signal_cancels_the_run_and_removes_its_container(
     number: signal.Signals, code: int, harness: Shell
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,7 +132,7 @@ def test_set_writes_one_value(assignment: str, expected: dict[str, object]) -> N
 
 
 def test_set_leaves_the_rest_and_the_original_alone() -> None:
-    before = {"limits": {"cpus": 1.0, "max_memory_mb": 64}}
+    before: dict[str, Any] = {"limits": {"cpus": 1.0, "max_memory_mb": 64}}
     assert apply_settings(before, ["limits.cpus=2", "limits.max_memory_mb=null"]) == {"limits": {"cpus": 2}}
     assert before == {"limits": {"cpus": 1.0, "max_memory_mb": 64}}
 

@@ -93,6 +93,7 @@ def create(
       harness agents create poller --code - --set limits.cpus=0.5 < poller.py
       harness agents create nightly --code nightly.py --set network=open
     """
+    _check_one_reader(code, config)
     draft = _draft(
         {"name": name, **_program(code, folder, entrypoint), "config": _config({}, config, settings)}
     )

@@ -21,8 +21,7 @@ from harness.cli.session import (
 )
 from harness.errors import HarnessError
 
-# Typer takes its own copy of click along since 0.20 or so, and click's classes with it; this is click's root error in
-# every release.
+# Newer releases of Typer carry a copy of click, older ones import it; this is click's root error in both.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
 
 _HELP = f"""Run autonomous agents, each run in a throwaway Docker container.

@@ -170,7 +170,7 @@ class Doctor:
         kind = f"SQLite in {self._settings.data_dir}"
         if self._settings.mongodb_uri is not None:
             kind = f"MongoDB, database {self._settings.mongodb_database}"
-        return f"{kind}; schema {SCHEMA_VERSION}; {agents} agents, {tasks} tasks"
+        return f"{kind}; schema {SCHEMA_VERSION}; agents: {agents}, tasks: {tasks}"
 
     async def _check_engine(self) -> str:
         from harness.clock import SystemClock
@@ -289,7 +289,7 @@ class Doctor:
             ids = " ".join(container.container_id[:12] for container in idle)
             raise ProblemError(
                 f"{len(idle)} of our containers belong to no running task",
-                f"the next run removes them; or: docker rm -f {ids}",
+                f"docker rm -f {ids}",
             )
         return f"none; {len(owned)} containers in use" if owned else "none"
 
