@@ -15,8 +15,10 @@ from harness.config import AgentConfig, ScheduleConfig
 from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, SkipReason, WhenBusy
 from harness.triggers import Fire, Trigger, fires_between, make_trigger, next_fire
 
-#: Most fires of one schedule that are told apart at once; older ones count as missed, whatever the grace.
+#: Most fires of one schedule that are on time at once; older ones count as missed, whatever the grace.
 MAX_FIRES_AT_ONCE = 100
+#: Lateness that is no schedule's fault: a due task starts within this (promise P4).
+MIN_GRACE_SECONDS = 1.0
 
 _WHEN_BUSY = {
     "skip": WhenBusy.SKIP,
@@ -29,7 +31,8 @@ _WHEN_BUSY = {
 def synced(source: ScheduleSource, now: datetime) -> ScheduleState:
     """Return where an agent's schedule stands after its owner changed it, or somebody paused or resumed it.
 
-    A fire that is due already stays due: it is fired, or skipped with a record, before the new rule takes over.
+    A fire whose time has come stays, also while its jitter puts it off: it is fired, or skipped with a record, before
+    the new rule takes over.
     """
     state = source.state or ScheduleState(
         agent_id=source.agent_id, agent_version=source.agent_version, anchor_at=now
@@ -37,7 +40,7 @@ def synced(source: ScheduleSource, now: datetime) -> ScheduleState:
     schedule = AgentConfig.parse(source.config).schedule
     following: Fire | None = None
     if schedule is not None and schedule.enabled and not state.paused and not state.removed:
-        if state.next_fire_at is not None and state.due_at is not None and state.due_at <= now:
+        if state.next_fire_at is not None and state.due_at is not None and state.next_fire_at <= now:
             following = Fire(state.next_fire_at, state.due_at)
         else:
             following = next_fire(_trigger(source, schedule, state), max(now, state.last_fire_at or now))
@@ -66,10 +69,10 @@ def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int
         return FirePlan(before=state, tasks=(), next_fire_at=None, due_at=None)
     trigger = _trigger(source, schedule, state)
     newest = _newest_due(trigger, first, now)
-    fires = [Fire(first, due_at), *fires_between(trigger, first, newest, MAX_FIRES_AT_ONCE)]
     total = 1 + trigger.count_between(first, newest)
-    on_time = _on_time(fires[-MAX_FIRES_AT_ONCE:], now - timedelta(seconds=schedule.misfire_grace_seconds))
-    late = [fire for fire in fires if fire not in on_time]
+    grace = max(schedule.misfire_grace_seconds, MIN_GRACE_SECONDS)
+    fires = _newest(trigger, Fire(first, due_at), newest, max(MAX_FIRES_AT_ONCE, schedule.catch_up_limit))
+    late, on_time = _split(fires, now - timedelta(seconds=grace))
     caught_up = _caught_up(schedule, late, on_time)
     runs = [
         *(_run(source, options, fire, retry_max_attempts, is_late=True) for fire in caught_up),
@@ -98,8 +101,19 @@ def _newest_due(trigger: Trigger, first: datetime, now: datetime) -> datetime:
     return first if newest is None else max(first, newest)
 
 
-def _on_time(fires: Sequence[Fire], oldest: datetime) -> list[Fire]:
-    return [fire for fire in fires if fire.due_at >= oldest]
+def _newest(trigger: Trigger, first: Fire, newest: datetime, limit: int) -> list[Fire]:
+    """Return the newest `limit` of all fires from `first`, which may not be of this trigger, to `newest`."""
+    fires = fires_between(trigger, first.fire_time, newest, limit)
+    # Short of the limit, these are all there are after the first.
+    return fires if len(fires) == limit else [first, *fires]
+
+
+def _split(fires: Sequence[Fire], oldest: datetime) -> tuple[Sequence[Fire], Sequence[Fire]]:
+    """Split into those that are late and those, from some fire on and at most `MAX_FIRES_AT_ONCE`, that are on time."""
+    begin = len(fires)
+    while begin > max(0, len(fires) - MAX_FIRES_AT_ONCE) and fires[begin - 1].due_at >= oldest:
+        begin -= 1
+    return fires[:begin], fires[begin:]
 
 
 def _caught_up(schedule: ScheduleConfig, late: Sequence[Fire], on_time: Sequence[Fire]) -> Sequence[Fire]:
