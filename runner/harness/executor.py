@@ -72,6 +72,7 @@ class AgentExecutor:
         #: Names this executor in leases.
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._parts: RunParts | None = None
+        self._swept = False
 
     async def execute_agent(
         self,
@@ -100,8 +101,12 @@ class AgentExecutor:
             AgentBusyError: It is running already, as often as its schedule's `overlap` allows.
             InvalidInputError: The context is no JSON object, or too large.
             StoreUnavailableError: The store does not answer.
+            EngineUnavailableError: The engine does not answer at the first call; later that is a result.
         """
         parts = await self.resolve()
+        if not self._swept:
+            await sweep(parts.store, parts.sandbox)
+            self._swept = True
         if context is not None:
             encode_document(context, what="context", max_bytes=MAX_CONTEXT_BYTES)
         agent = await parts.store.get_agent(agent_id)
@@ -124,7 +129,7 @@ class AgentExecutor:
         *,
         claimed_at: float,
         on_output: OutputSink | None = None,
-        hand_back_on_cancel: bool = False,
+        can_hand_back: bool = False,
     ) -> TaskRun:
         """Return the run of a claimed task under this executor's limits; see `TaskRun`."""
         return TaskRun(
@@ -134,7 +139,7 @@ class AgentExecutor:
             self._limits(agent.options, parts.settings),
             claimed_at=claimed_at,
             on_output=on_output,
-            hand_back_on_cancel=hand_back_on_cancel,
+            can_hand_back=can_hand_back,
         )
 
     async def _create_claimed(self, parts: RunParts, new: NewTask) -> Task:
@@ -155,7 +160,7 @@ class AgentExecutor:
         return await parts.store.create_task(new, claim=claim)
 
     async def resolve(self) -> RunParts:
-        """Return what it works with, opened and swept once; the worker shares it."""
+        """Return what it works with; schedulers and workers share it. Asks nothing of the engine."""
         if self._parts is None:
             store, sandbox, settings = self._store, self._sandbox, self._settings
             if store is None or sandbox is None:
@@ -165,9 +170,7 @@ class AgentExecutor:
                 runtime = await shared_runtime()
                 store, sandbox = store or runtime.store, sandbox or runtime.sandbox
                 settings = settings or runtime.settings
-            parts = RunParts(store, sandbox, self._clock, settings or get_settings(), self._compressor)
-            await sweep(store, sandbox)
-            self._parts = parts
+            self._parts = RunParts(store, sandbox, self._clock, settings or get_settings(), self._compressor)
         return self._parts
 
     def _limits(self, options: AgentConfig, settings: Settings) -> SandboxLimits:

@@ -14,10 +14,25 @@ from typing import Any
 
 from harness.aio import uninterrupted
 from harness.compression import Compressor
-from harness.errors import LeaseLostError, SandboxError, StateRejectedError, StoreError
+from harness.errors import (
+    EngineUnavailableError,
+    LeaseLostError,
+    SandboxError,
+    StateRejectedError,
+    StoreError,
+)
 from harness.handoff import HandoffManager
 from harness.lease import LeaseKeeper
-from harness.models import Agent, ExecutionResult, NewArtifact, Outcome, Reason, Task, Usage
+from harness.models import (
+    Agent,
+    ExecutionResult,
+    NewArtifact,
+    Outcome,
+    Reason,
+    Task,
+    Usage,
+    render_instant,
+)
 from harness.output import OutputRecorder
 from harness.ports import (
     Clock,
@@ -70,7 +85,7 @@ class TaskRun:
         *,
         claimed_at: float,
         on_output: OutputSink | None = None,
-        hand_back_on_cancel: bool = False,
+        can_hand_back: bool = False,
     ) -> None:
         """Take a task as its claim returned it.
 
@@ -81,8 +96,9 @@ class TaskRun:
             limits: Of its container.
             claimed_at: ``clock.monotonic`` from before the claim.
             on_output: Told the output as it comes; must not block.
-            hand_back_on_cancel: What it means when `run` is cancelled: that its process ends, and another is to begin
-                the task anew, and not that somebody wants the task cancelled.
+            can_hand_back: Another runner may begin the task anew. So it is handed back, and not ended, when `run` is
+                cancelled, which then means that this process ends, and when the engine does not answer before the
+                agent has begun.
         """
         self.task = task
         self._agent = agent
@@ -107,8 +123,12 @@ class TaskRun:
         self._session: SandboxSession | None = None
         self._start_seconds: float | None = None
         self._stopped: tuple[Reason, str] | None = None
+        #: What is said when the task is given back; None: it is not to be.
         self._handed_back: str | None = None
-        self._hand_back_on_cancel = hand_back_on_cancel
+        self._was_handed_back = False
+        #: Whether it was handed back because the engine did not answer.
+        self.engine_was_away = False
+        self._can_hand_back = can_hand_back
 
     async def run(self) -> ExecutionResult:
         """Run it. That the agent, the engine or the lease fails is a result, not an exception."""
@@ -138,6 +158,11 @@ class TaskRun:
             self._handed_back = message
         await self.stop(Reason.LOST, message)
 
+    @property
+    def was_handed_back(self) -> bool:
+        """Whether it ended by giving its task back; known once `run` has returned."""
+        return self._was_handed_back
+
     async def _load_execute_save(self) -> ExecutionResult:
         task = self.task
         artifact = await self._parts.store.newest_artifact(task.agent_id)
@@ -157,6 +182,8 @@ class TaskRun:
 
     async def _execute(self, context: dict[str, Any], run_count: int) -> SandboxResult:
         """Run the job in a container of its own."""
+        if self._stopped is not None:
+            return SandboxResult(self._stopped[0], -1, self._stopped[1])
         flushing = asyncio.create_task(self._output.flush_periodically())
         try:
             async with self._parts.sandbox.open(self._spec()) as session:
@@ -171,9 +198,16 @@ class TaskRun:
                     job = self._job(context, run_count)
                     return await session.run(job, sink=self._output, before_stop=self._record)
                 except asyncio.CancelledError:
-                    if not self._hand_back_on_cancel:
+                    if not self._can_hand_back:
                         await uninterrupted(self._record(Reason.CANCELLED, _CANCELLED_BY_CALLER))
                     raise
+        except EngineUnavailableError as error:
+            if not self._can_hand_back or self._start_seconds is not None:
+                return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
+            # No failure of the agent's, and nothing for its retries to be spent on.
+            self.engine_was_away = True
+            self._handed_back = error.message
+            return SandboxResult(Reason.LOST, -1, error.message)
         except SandboxError as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
         finally:
@@ -221,12 +255,21 @@ class TaskRun:
         store, task = self._parts.store, self.task
         if self._handed_back is not None and outcome.reason is Reason.LOST:
             await store.hand_back_task(task.id, task.fence, self._handed_back)
+            self._was_handed_back = True
+            self._log("task_handed_back", f"handed back: {self._handed_back}")
             return
         delay = retry_delay(self._agent.options.retry, task, outcome.reason)
         if delay is None:
             await store.finish_task(task.id, task.fence, outcome, artifact=artifact)
         else:
-            await store.retry_task(task.id, task.fence, outcome, due_at=await store.now() + delay)
+            due_at = await store.now() + delay
+            await store.retry_task(task.id, task.fence, outcome, due_at=due_at)
+            again = f"{outcome.reason}; tried again in {delay.total_seconds():g} s"
+            self._log("task_retried", again, retry_count=task.retry_count + 1, due_at=render_instant(due_at))
+
+    def _log(self, action: str, message: str, **details: object) -> None:
+        extra = {"action": action, "task_id": self.task.id, "agent_id": self.task.agent_id, **details}
+        logger.info("task %d %s", self.task.id, message, extra=extra)
 
     async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
         while True:
@@ -242,7 +285,7 @@ class TaskRun:
 
     async def _finish_cancelled(self) -> None:
         result = SandboxResult(Reason.CANCELLED, -1, _CANCELLED_BY_CALLER)
-        if self._hand_back_on_cancel:
+        if self._can_hand_back:
             self._handed_back = self._handed_back or "its runner ended"
             result = SandboxResult(Reason.LOST, -1, self._handed_back)
         outcome = self._as_outcome(result)

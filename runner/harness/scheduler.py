@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from harness.aio import uninterrupted
 from harness.config import AgentConfig
 from harness.errors import ConflictError, DuplicateFireError, HarnessError, InvalidInputError
 from harness.executor import AgentExecutor
@@ -21,14 +22,15 @@ from harness.models import (
     NewTask,
     ScheduleSource,
     ScheduleState,
+    SkipReason,
     Task,
     TaskStatus,
     WhenBusy,
+    render_instant,
 )
 from harness.polling import BACK_OFF_SECONDS, Pause
 from harness.ports import Clock, Sandbox, Store
 from harness.retry import retry_delay_by_hand
-from harness.run import RunParts
 from harness.settings import Settings
 from harness.triggers import fires_between, make_trigger, preview
 from harness.worker import Worker
@@ -80,6 +82,7 @@ class TaskScheduler:
             raise InvalidInputError(f"retry_max_attempts is {retry_max_attempts}; give 0 or more")
         self.max_concurrent = max_concurrent
         self.retry_max_attempts = retry_max_attempts
+        self._store = store
         self._executor = executor or AgentExecutor(
             store=store, sandbox=sandbox, clock=clock, settings=settings
         )
@@ -88,35 +91,50 @@ class TaskScheduler:
         self._closing = False
         self._pause: Pause | None = None
 
+    @property
+    def running(self) -> int:
+        """How many tasks run in this process now."""
+        return 0 if self._worker is None else self._worker.running
+
     async def start(self) -> None:
-        """Load all agents' schedules and begin to fire and run them. Calling it again does nothing."""
+        """Load all agents' schedules and begin to fire and run them. Calling it again does nothing.
+
+        The engine need not answer yet: tasks wait until it does.
+
+        Raises:
+            StoreUnavailableError: The store does not answer. Once started, it is asked again until it does.
+        """
         if self._firing is not None:
             return
         parts = await self._executor.resolve()
         self._closing = False
         self._worker = Worker(self._executor, parts, max_concurrent=self.max_concurrent)
-        while await self._sync(parts):
+        while await self._sync(parts.store):
             pass
         self._worker.start()
         self._pause = Pause(parts.store, parts.clock)
-        self._firing = asyncio.create_task(self._fire_forever(parts, self._pause))
+        self._firing = asyncio.create_task(self._fire_forever(parts.store, self._pause))
 
     async def stop(self, *, drain_seconds: float = 30.0) -> None:
         """Fire no more, claim no more, let runs end for `drain_seconds`, stop the rest and hand their tasks back.
 
-        Calling it again, or before `start`, does nothing.
+        Cancelling this call cuts it short: containers are killed without grace, and their tasks handed back all the
+        same. Calling it again, or before `start`, does nothing.
         """
         firing, worker = self._firing, self._worker
         if firing is None or worker is None:
             return
         self._firing = self._worker = None
         self._closing = True
+        worker.stop_claiming()
         self._wake()
         try:
             # Not cancelled: a plan that is under way is carried out.
             await asyncio.wait([firing])
-        finally:
             await worker.stop(drain_seconds=drain_seconds)
+        finally:
+            await worker.kill()
+            await uninterrupted(_ended(firing))
 
     async def add_agent_schedule(self, agent_id: int) -> ScheduleState:
         """Take the schedule in an agent's config into force, also after `remove_agent_schedule` or a pause.
@@ -131,6 +149,16 @@ class TaskScheduler:
             InvalidInputError: Its config has no schedule.
         """
         return await self._change(agent_id, {"removed": False, "paused": False}, needs_schedule=True)
+
+    async def sync_agent_schedule(self, agent_id: int) -> ScheduleState:
+        """Take an agent's schedule up as it is now; a scheduler that runs does so by itself within a second.
+
+        With it a schedule's first fire counts from now, even if no scheduler runs yet.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+        return await self._change(agent_id, {})
 
     async def remove_agent_schedule(self, agent_id: int) -> None:
         """Fire an agent no more until `add_agent_schedule`, over restarts too; tasks that exist stay.
@@ -150,9 +178,9 @@ class TaskScheduler:
 
     async def next_fires(self, agent_id: int, n: int = 5) -> list[datetime]:
         """Return an agent's next `n` fire times; none when its schedule is off."""
-        parts = await self._executor.resolve()
-        source = await parts.store.get_schedule(agent_id)
-        now = await parts.store.now()
+        store = await self._resolve_store()
+        source = await store.get_schedule(agent_id)
+        now = await store.now()
         state = synced(source, now)
         schedule = AgentConfig.parse(source.config).schedule
         if state.next_fire_at is None or schedule is None:
@@ -167,9 +195,9 @@ class TaskScheduler:
             AgentNotFoundError: There is no such agent.
             AgentBusyError: It has as many active tasks as it may.
         """
-        parts = await self._executor.resolve()
-        agent = await parts.store.get_agent(agent_id)
-        task = await parts.store.create_task(self._new_task(agent_id, agent.options, context=context))
+        store = await self._resolve_store()
+        agent = await store.get_agent(agent_id)
+        task = await store.create_task(self._new_task(agent_id, agent.options, context=context))
         self._wake()
         return task
 
@@ -182,12 +210,12 @@ class TaskScheduler:
         Raises:
             InvalidInputError: The agent has no schedule, the range lies in the future, or holds too many fires.
         """
-        parts = await self._executor.resolve()
-        source = await parts.store.get_schedule(agent_id)
+        store = await self._resolve_store()
+        source = await store.get_schedule(agent_id)
         options = AgentConfig.parse(source.config)
         if options.schedule is None:
             raise _no_schedule(agent_id)
-        if end > await parts.store.now():
+        if end > await store.now():
             raise InvalidInputError(
                 f"the range ends at {end.isoformat()}, in the future; end it now or earlier"
             )
@@ -203,7 +231,7 @@ class TaskScheduler:
         for fire in fires_between(trigger, just_before, end, MAX_BACKFILL):
             new = self._new_task(agent_id, options, fire_at=fire.fire_time, when_busy=WhenBusy.WAIT)
             try:
-                tasks.append(await parts.store.create_task(new))
+                tasks.append(await store.create_task(new))
             except DuplicateFireError:
                 continue
         self._wake()
@@ -220,14 +248,14 @@ class TaskScheduler:
             ConflictError: It did not fail, or was retried as often as it may be.
             AgentBusyError: Its agent runs.
         """
-        parts = await self._executor.resolve()
-        task = await parts.store.get_task(task_id)
+        store = await self._resolve_store()
+        task = await store.get_task(task_id)
         if task.status is not TaskStatus.FAILED:
             raise ConflictError(f"task {task_id} is {task.status}; only failed tasks can be retried")
-        agent = await parts.store.get_agent(task.agent_id)
-        due_at = await parts.store.now() + retry_delay_by_hand(agent.options.retry, task)
+        agent = await store.get_agent(task.agent_id)
+        due_at = await store.now() + retry_delay_by_hand(agent.options.retry, task)
         max_retries = max(task.max_retries, self._max_retries(agent.options))
-        task = await parts.store.reopen_task(task_id, due_at=due_at, max_retries=max_retries)
+        task = await store.reopen_task(task_id, due_at=due_at, max_retries=max_retries)
         self._wake()
         return task
 
@@ -237,44 +265,47 @@ class TaskScheduler:
         Raises:
             TaskNotFoundError: There is no such task.
         """
-        parts = await self._executor.resolve()
-        return await parts.store.cancel_task(task_id)
+        store = await self._resolve_store()
+        return await store.cancel_task(task_id)
+
+    async def _resolve_store(self) -> Store:
+        return self._store or (await self._executor.resolve()).store
 
     # Firing
 
-    async def _fire_forever(self, parts: RunParts, pause: Pause) -> None:
+    async def _fire_forever(self, store: Store, pause: Pause) -> None:
         while not self._closing:
             try:
-                await self._sync(parts)
-                again = await self._fire_due(parts)
+                await self._sync(store)
+                again = await self._fire_due(store)
             except HarnessError as error:
                 logger.warning("firing failed: %s", error, extra={"action": "firing_failed"})
                 await pause.seconds(BACK_OFF_SECONDS)
-                continue
-            if not again and not self._closing:
-                await pause.until_due()
+            except Exception:
+                logger.exception("firing failed", extra={"action": "firing_failed"})
+                await pause.seconds(BACK_OFF_SECONDS)
+            else:
+                if not again and not self._closing:
+                    await pause.until_due()
 
-    async def _sync(self, parts: RunParts) -> bool:
+    async def _sync(self, store: Store) -> bool:
         """Compute schedules that changed; return whether there may be more."""
-        sources = await parts.store.unsynced_schedules(limit=BATCH)
-        now = await parts.store.now()
-        await parts.store.put_schedules(
-            [state for source in sources if (state := _synced_or_off(source, now))]
-        )
+        sources = await store.unsynced_schedules(limit=BATCH)
+        now = await store.now()
+        await store.put_schedules([state for source in sources if (state := _synced_or_off(source, now))])
         return len(sources) == BATCH
 
-    async def _fire_due(self, parts: RunParts) -> bool:
+    async def _fire_due(self, store: Store) -> bool:
         """Fire what is due; return whether there may be more."""
-        sources = await parts.store.due_schedules(limit=BATCH)
+        sources = await store.due_schedules(limit=BATCH)
         if not sources:
             return False
-        now = await parts.store.now()
+        now = await store.now()
         plans = [plan for source in sources if (plan := self._plan_or_off(source, now))]
-        tasks = await parts.store.fire_schedules(plans)
+        tasks = await store.fire_schedules(plans)
         self._wake()
         for task in tasks:
-            if task.status is TaskStatus.SKIPPED:
-                _log_skip(task)
+            _log_fire(task)
         return len(sources) == BATCH
 
     def _plan_or_off(self, source: ScheduleSource, now: datetime) -> FirePlan | None:
@@ -286,19 +317,23 @@ class TaskScheduler:
             )
             state = source.state
             return None if state is None else FirePlan(before=state, tasks=(), next_fire_at=None, due_at=None)
+        except Exception:
+            # It stays due. What is wrong with one schedule must not keep the others from firing.
+            logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
+            return None
 
     async def _change(
         self, agent_id: int, changes: dict[str, bool], *, needs_schedule: bool = False
     ) -> ScheduleState:
-        parts = await self._executor.resolve()
+        store = await self._resolve_store()
         for _ in range(CHANGE_TRIES):
-            source = await parts.store.get_schedule(agent_id)
-            if needs_schedule and "schedule" not in source.config:
+            source = await store.get_schedule(agent_id)
+            if needs_schedule and source.config.get("schedule") is None:
                 raise _no_schedule(agent_id)
-            now = await parts.store.now()
+            now = await store.now()
             state = synced(source, now).model_copy(update=changes)
             state = synced(source.model_copy(update={"state": state}), now)
-            stored = await parts.store.put_schedules([state])
+            stored = await store.put_schedules([state])
             if stored:
                 self._wake()
                 return stored[0]
@@ -350,6 +385,9 @@ def _synced_or_off(source: ScheduleSource, now: datetime) -> ScheduleState | Non
         )
         off = {"agent_version": source.agent_version, "next_fire_at": None, "due_at": None}
         return state.model_copy(update=off)
+    except Exception:
+        logger.exception("agent %d can't be scheduled", source.agent_id, extra={"action": "sync_failed"})
+        return None
 
 
 def _no_schedule(agent_id: int) -> InvalidInputError:
@@ -359,14 +397,21 @@ def _no_schedule(agent_id: int) -> InvalidInputError:
     )
 
 
-def _log_skip(task: Task) -> None:
-    details = {
-        "action": "fire_skipped",
-        "task_id": task.id,
-        "agent_id": task.agent_id,
-        "reason": task.skip_reason,
-        "count": max(1, task.skipped_count),
-    }
-    logger.warning(
-        "agent %d: %d fires skipped (%s)", task.agent_id, details["count"], task.skip_reason, extra=details
-    )
+def _log_fire(task: Task) -> None:
+    about: dict[str, object] = {"task_id": task.id, "agent_id": task.agent_id}
+    if task.fire_at is not None:
+        about["fire_at"] = render_instant(task.fire_at)
+    if task.status is not TaskStatus.SKIPPED:
+        logger.info("agent %d fires", task.agent_id, extra={"action": "fired", **about})
+        return
+    count = max(1, task.skipped_count)
+    about |= {"reason": task.skip_reason, "count": count}
+    skipped = "a fire is" if count == 1 else f"{count:,} fires are"
+    # That an agent is still busy is how it was set up; that nobody was there to fire it is not.
+    level = logging.WARNING if task.skip_reason is SkipReason.MISSED else logging.INFO
+    extra = {"action": "fire_skipped", **about}
+    logger.log(level, "agent %d: %s skipped (%s)", task.agent_id, skipped, task.skip_reason, extra=extra)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])

@@ -1,8 +1,11 @@
 """`Worker`: claims due tasks under leases, drives their runs, passes cancellations on, sweeps up after the dead.
 
 Polling is the truth; `wake` only shortens the wait. Any number of workers share a store, and nothing here depends on
-what one of them remembers. A worker never cancels a store call that is under way: a claim whose answer is lost would
-hold its task until the lease ends.
+what one of them remembers. A claim that is under way is never cancelled: if its answer were lost, it would hold its tasks
+until their leases end.
+
+Nothing but `stop` and `kill` ends a worker. While the store is away it asks again; while the engine is away it claims
+nothing, so that tasks wait instead of failing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from harness.errors import HarnessError
+from harness.aio import uninterrupted
+from harness.errors import EngineUnavailableError, HarnessError
 from harness.executor import AgentExecutor
 from harness.models import Claim, Reason, Task
 from harness.polling import BACK_OFF_SECONDS, Pause
@@ -25,9 +29,11 @@ CANCEL_POLL_SECONDS = 1.0
 #: Sweeps per lease.
 SWEEPS_PER_LEASE = 3
 
+_SHUT_DOWN = "its runner was shut down"
+
 
 class Worker:
-    """Runs tasks, `max_concurrent` at a time. Started by `start`, ended by `stop`."""
+    """Runs tasks, `max_concurrent` at a time. Started by `start`, ended by `stop` or `kill`."""
 
     def __init__(self, executor: AgentExecutor, parts: RunParts, *, max_concurrent: int = 5) -> None:
         """Work with what the executor works with.
@@ -41,6 +47,7 @@ class Worker:
         self._parts = parts
         self._max_concurrent = max_concurrent
         self._closing = False
+        self._engine_answers = False
         self._pause = Pause(parts.store, parts.clock)
         self._loops: list[asyncio.Task[None]] = []
         self._runs: dict[asyncio.Task[None], TaskRun | None] = {}
@@ -51,7 +58,7 @@ class Worker:
         return len(self._runs)
 
     def start(self) -> None:
-        """Begin to claim."""
+        """Begin to claim, as soon as the engine answers."""
         lease_seconds = self._parts.settings.lease_seconds
         self._loops = [
             asyncio.create_task(self._claim_and_run()),
@@ -63,88 +70,114 @@ class Worker:
         """Look for due tasks at once."""
         self._pause.wake()
 
-    async def stop(self, *, drain_seconds: float = 0.0) -> None:
-        """Claim no more; let runs end for `drain_seconds`; stop the rest and hand their tasks back.
-
-        Cancelling this call cuts the drain short: the remaining containers are killed without grace, and their tasks
-        handed back all the same.
-        """
+    def stop_claiming(self) -> None:
+        """Claim no more; what runs goes on."""
         self._closing = True
         self.wake()
+
+    async def stop(self, *, drain_seconds: float = 0.0) -> None:
+        """Claim no more; let runs end for `drain_seconds`; stop the rest, with their grace, and hand their tasks back.
+
+        Cancelling this call cuts it short, as by `kill`.
+        """
+        self.stop_claiming()
         try:
-            await self._end_of_claiming()
-            if self._runs and drain_seconds > 0:
-                await asyncio.wait(self._runs, timeout=drain_seconds)
-            message = "its runner was shut down"
-            await asyncio.gather(*(run.hand_back(message) for run in self._runs.values() if run is not None))
+            if self._loops:
+                # A claim that is under way may still bring tasks; `_run` hands them back.
+                await asyncio.wait(self._loops[:1])
+            await self._drain(drain_seconds)
+            await asyncio.gather(
+                *(run.hand_back(_SHUT_DOWN) for run in self._runs.values() if run is not None),
+                return_exceptions=True,
+            )
             if self._runs:
                 await asyncio.wait(self._runs)
         finally:
-            await asyncio.shield(self._end_all())
+            await self.kill()
 
-    async def _end_of_claiming(self) -> None:
-        # A claim that is under way may still bring tasks; they are run or handed back like the others.
-        if self._loops:
-            await asyncio.wait(self._loops[:1])
+    async def kill(self) -> None:
+        """Claim no more, kill the containers without grace, and hand their tasks back."""
+        self.stop_claiming()
+        await uninterrupted(self._end_all())
+
+    async def _drain(self, seconds: float) -> None:
+        if not self._runs:
+            return
+        extra = {"action": "draining", "running": len(self._runs), "drain_seconds": seconds}
+        logger.info("%d runs have %g s to end", len(self._runs), seconds, extra=extra)
+        if seconds > 0:
+            await asyncio.wait(self._runs, timeout=seconds)
 
     async def _end_all(self) -> None:
-        tasks = [*self._loops[1:], *self._runs]
+        # A run that has not come to its `TaskRun` yet hands its task back by itself; cancelled, it would keep it.
+        tasks = [*self._loops[1:], *(task for task, run in self._runs.items() if run is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*self._loops[:1], *tasks, return_exceptions=True)
+        while self._runs:
+            await asyncio.wait(self._runs)
         self._loops = []
 
     async def _claim_and_run(self) -> None:
-        claim = Claim(owner=self._executor.owner, lease_seconds=self._parts.settings.lease_seconds)
         while not self._closing:
-            free = self._max_concurrent - len(self._runs)
-            claimed = 0
-            if free > 0:
-                claimed_at = self._parts.clock.monotonic()
-                try:
-                    tasks = await self._parts.store.claim_tasks(claim, limit=free)
-                except HarnessError as error:
-                    logger.warning("claiming failed: %s", error, extra={"action": "claim_failed"})
-                    await self._pause.seconds(BACK_OFF_SECONDS)
-                    continue
-                claimed = len(tasks)
-                for task in tasks:
-                    self._begin(task, claimed_at)
-            if claimed == 0 or free <= 0:
-                await self._pause.until_due()
+            try:
+                claimed = await self._claim()
+            except HarnessError as error:
+                logger.warning("claiming failed: %s", error, extra={"action": "claim_failed"})
+                await self._pause.seconds(BACK_OFF_SECONDS)
+            except Exception:
+                logger.exception("claiming failed", extra={"action": "claim_failed"})
+                await self._pause.seconds(BACK_OFF_SECONDS)
+            else:
+                if claimed == 0 and not self._closing:
+                    await self._pause.until_due()
 
-    def _begin(self, task: Task, claimed_at: float) -> None:
-        running = asyncio.create_task(self._run(task, claimed_at))
-        self._runs[running] = None
-        running.add_done_callback(self._ended)
+    async def _claim(self) -> int:
+        """Begin as many due tasks as there is room for; return their number."""
+        free = self._max_concurrent - len(self._runs)
+        if free <= 0:
+            return 0
+        if not self._engine_answers:
+            await self._parts.sandbox.owned_containers(self._parts.store.store_id)
+            self._engine_answers = True
+        claim = Claim(owner=self._executor.owner, lease_seconds=self._parts.settings.lease_seconds)
+        claimed_at = self._parts.clock.monotonic()
+        tasks = await self._parts.store.claim_tasks(claim, limit=free)
+        for task in tasks:
+            running = asyncio.create_task(self._run(task, claimed_at))
+            self._runs[running] = None
+            running.add_done_callback(self._ended)
+        return len(tasks)
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         del self._runs[running]
         self.wake()
         if not running.cancelled() and running.exception() is not None:
-            logger.error("a run failed unexpectedly", exc_info=running.exception())
+            extra = {"action": "run_failed"}
+            logger.error("a run failed unexpectedly", exc_info=running.exception(), extra=extra)
 
     async def _run(self, task: Task, claimed_at: float) -> None:
+        about: dict[str, object] = {"task_id": task.id, "agent_id": task.agent_id, "attempt": task.fence}
         try:
             agent = await self._parts.store.get_agent(task.agent_id)
+            run = self._executor.begin(self._parts, task, agent, claimed_at=claimed_at, can_hand_back=True)
+            me = asyncio.current_task()
+            assert me is not None
+            self._runs[me] = run
+            if self._closing:
+                await run.hand_back(_SHUT_DOWN)
+            logger.info("task %d begins", task.id, extra={"action": "run_began", **about})
+            result = await run.run()
         except HarnessError as error:
             # Its lease runs out, and then somebody else has it.
-            logger.error("task %d not begun: %s", task.id, error, extra={"action": "run_not_begun"})
+            logger.error("task %d given up: %s", task.id, error, extra={"action": "run_given_up", **about})
             return
-        run = self._executor.begin(self._parts, task, agent, claimed_at=claimed_at, hand_back_on_cancel=True)
-        me = asyncio.current_task()
-        assert me is not None
-        self._runs[me] = run
-        if self._closing:
-            await run.hand_back("its runner was shut down")
-        result = await run.run()
-        outcome = {
-            "action": "run_ended",
-            "task_id": task.id,
-            "agent_id": task.agent_id,
-            "reason": result.reason,
-        }
-        logger.info("task %d ended: %s", task.id, result.reason, extra=outcome)
+        if run.engine_was_away:
+            self._engine_answers = False
+        if run.was_handed_back:
+            return
+        about |= {"reason": result.reason, "seconds": round(result.duration_seconds, 3)}
+        logger.info("task %d ended: %s", task.id, result.reason, extra={"action": "run_ended", **about})
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -152,6 +185,8 @@ class Worker:
                 await action()
             except HarnessError as error:
                 logger.warning("%s", error, extra={"action": "background_failed"})
+            except Exception:
+                logger.exception("background work failed", extra={"action": "background_failed"})
             await self._parts.clock.sleep(seconds)
 
     async def _pass_cancellations_on(self) -> None:
@@ -162,4 +197,8 @@ class Worker:
         await asyncio.gather(*(run.stop(Reason.CANCELLED, "cancelled on request") for run in runs))
 
     async def _sweep(self) -> None:
-        await sweep(self._parts.store, self._parts.sandbox)
+        try:
+            await sweep(self._parts.store, self._parts.sandbox)
+        except EngineUnavailableError:
+            self._engine_answers = False
+            raise
