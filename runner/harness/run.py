@@ -182,16 +182,16 @@ class TaskRun:
 
     async def _execute(self, context: dict[str, Any], run_count: int) -> SandboxResult:
         """Run the job in a container of its own."""
-        if self._stopped is not None:
-            return SandboxResult(self._stopped[0], -1, self._stopped[1])
+        if early := self._stopped_early():
+            return early
         flushing = asyncio.create_task(self._output.flush_periodically())
         try:
             async with self._parts.sandbox.open(self._spec()) as session:
                 self._start_seconds = session.start_seconds
                 # The start may have taken longer than the lease. Past this line the agent can have effects.
                 self._lease.check()
-                if self._stopped is not None:
-                    return SandboxResult(self._stopped[0], -1, self._stopped[1])
+                if early := self._stopped_early():
+                    return early
                 self._session = session
                 self._lease.when_lost(lambda: session.stop(Reason.LOST, "the lease was lost during the run"))
                 try:
@@ -215,6 +215,10 @@ class TaskRun:
             self._lease.when_lost(None)
             flushing.cancel()
             await asyncio.gather(flushing, return_exceptions=True)
+
+    def _stopped_early(self) -> SandboxResult | None:
+        """Return the result of a run that was stopped before its agent began."""
+        return SandboxResult(self._stopped[0], -1, self._stopped[1]) if self._stopped else None
 
     async def _record(self, reason: Reason, message: str) -> None:
         """Write down why the agent is about to be stopped; after a lost lease, or for a hand-back, nothing is."""

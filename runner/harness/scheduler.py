@@ -92,6 +92,11 @@ class TaskScheduler:
         self._pause: Pause | None = None
 
     @property
+    def is_started(self) -> bool:
+        """Whether it fires and claims: between `start` and `stop`."""
+        return self._firing is not None
+
+    @property
     def running(self) -> int:
         """How many tasks run in this process now."""
         return 0 if self._worker is None else self._worker.running

@@ -22,11 +22,13 @@ from harness.cli.render import (
     print_table,
     say,
 )
+from harness.cli.schedule import fires_text
 from harness.cli.session import EXIT_FAILED, find_agent, open_store, run_async
 from harness.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from harness.models import Agent, AgentDraft, Page
+    from harness.ports import Store
 
 #: The file of a folder that is run where nothing else is said.
 DEFAULT_ENTRYPOINT = "main.py"
@@ -91,18 +93,19 @@ def create(
       harness agents create greeter --code greeter.py
       harness agents create crawler --folder crawler/ --config crawler.yaml
       harness agents create poller --code - --set limits.cpus=0.5 < poller.py
-      harness agents create nightly --code nightly.py --set network=open
+      harness agents create nightly --code nightly.py --config nightly.yaml
     """
     _check_one_reader(code, config)
     draft = _draft(
         {"name": name, **_program(code, folder, entrypoint), "config": _config({}, config, settings)}
     )
 
-    async def work() -> Agent:
+    async def work() -> tuple[Agent, str]:
         async with open_store() as store:
-            return await store.create_agent(draft)
+            agent = await store.create_agent(draft)
+            return agent, await _fires_text(store, agent)
 
-    _show_changed(run_async(work), "created", as_json=as_json)
+    _show_changed(*run_async(work), "created", as_json=as_json)
 
 
 @app.command("list")
@@ -195,7 +198,7 @@ def update(  # noqa: PLR0913 - one for each option
     # Read before the store is opened: standard input may take its time.
     base = None if config is None else inputs.read_config(config)
 
-    async def work() -> Agent:
+    async def work() -> tuple[Agent, str]:
         async with open_store() as store:
             before = await find_agent(store, agent)
             fields = before.model_dump(include={"name", "code", "files", "entrypoint", "config"}) | changes
@@ -205,9 +208,10 @@ def update(  # noqa: PLR0913 - one for each option
                 fields["entrypoint"] = before.entrypoint
             fields["config"] = inputs.apply_settings(before.config if base is None else base, settings or ())
             version = before.version if if_version is None else if_version
-            return await store.update_agent(before.id, _draft(fields), expected_version=version)
+            after = await store.update_agent(before.id, _draft(fields), expected_version=version)
+            return after, await _fires_text(store, after)
 
-    _show_changed(run_async(work), "updated", as_json=as_json)
+    _show_changed(*run_async(work), "updated", as_json=as_json)
 
 
 @app.command("delete")
@@ -277,11 +281,17 @@ def _draft(fields: Mapping[str, Any]) -> AgentDraft:
         raise InvalidInputError(describe_problems(error).removeprefix("value: ")) from error
 
 
-def _show_changed(agent: Agent, verb: str, *, as_json: bool) -> None:
+async def _fires_text(store: Store, agent: Agent) -> str:
+    return "" if agent.options.schedule is None else await fires_text(store, agent)
+
+
+def _show_changed(agent: Agent, fires: str, verb: str, *, as_json: bool) -> None:
     if as_json:
         print_model(agent)
-    else:
-        say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
+        return
+    say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
+    if fires:
+        say(fires)
 
 
 def _kind(agent: Agent) -> str:

@@ -96,5 +96,6 @@ def schedule_text(config: Mapping[str, Any]) -> str:
         return "-"
     text = f"cron {schedule.get('cron')}"
     if schedule.get("type") == "interval":
-        text = f"every {schedule.get('interval_minutes')} min"
+        seconds, minutes = schedule.get("interval_seconds"), schedule.get("interval_minutes")
+        text = f"every {minutes} min" if seconds is None else f"every {seconds} s"
     return text if schedule.get("enabled", True) else f"{text} (paused)"
