@@ -103,13 +103,14 @@ def check_plan(plan: FirePlan) -> FirePlan:
 
 
 class Candidate(NamedTuple):
-    """A pending task whose time has come."""
+    """A pending task whose time has come. Candidates compare in the order in which one agent's tasks are taken."""
 
-    task_id: int
-    agent_id: int
-    priority: int
+    #: Negated, so that higher comes first.
+    minus_priority: int
     #: Milliseconds since 1970.
     due_at: int
+    task_id: int
+    agent_id: int
     #: None: it waits for a slot.
     active_slot: str | None
     max_active: int
@@ -135,24 +136,23 @@ def order_of_claims(
     """
     taken: defaultdict[int, set[str]] = defaultdict(set)
     running: Counter[int] = Counter()
-    for agent_id, active_slot, is_running in holders:
-        taken[agent_id].add(active_slot)
-        running[agent_id] += is_running
+    for holder_of, held_slot, is_running in holders:
+        taken[holder_of].add(held_slot)
+        running[holder_of] += is_running
     turns: Counter[tuple[int, int]] = Counter()
-    order = []
-    for candidate in sorted(candidates, key=_own_order):
-        agent_id, priority, slot = candidate.agent_id, candidate.priority, candidate.active_slot
+    ranked = []
+    for candidate in sorted(candidates):
+        minus_priority, due_at, task_id, agent_id, slot, max_active = candidate
+        if len(ranked) >= limit and minus_priority != ranked[-1][0]:
+            # Enough of higher priorities.
+            break
         if slot is None:
-            slot = free_slot(agent_id, candidate.max_active, taken[agent_id])
+            slot = free_slot(agent_id, max_active, taken[agent_id])
             if slot is None:
                 continue
             taken[agent_id].add(slot)
-        turn = turns[agent_id, priority]
-        turns[agent_id, priority] += 1
-        rank = (-priority, turn, running[agent_id], candidate.due_at, candidate.task_id)
-        order.append((rank, candidate._replace(active_slot=slot)))
-    return [candidate for _, candidate in heapq.nsmallest(limit, order)]
-
-
-def _own_order(candidate: Candidate) -> tuple[int, int, int]:
-    return -candidate.priority, candidate.due_at, candidate.task_id
+            candidate = candidate._replace(active_slot=slot)  # noqa: PLW2901 - the same one, with its slot
+        turn = turns[agent_id, minus_priority]
+        turns[agent_id, minus_priority] = turn + 1
+        ranked.append((minus_priority, turn, running[agent_id], due_at, task_id, candidate))
+    return [rank[-1] for rank in heapq.nsmallest(limit, ranked)]

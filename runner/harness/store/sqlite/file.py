@@ -50,9 +50,9 @@ _SCHEMA = (
     "CREATE INDEX tasks_by_agent_and_status ON tasks (agent_id, status)",
     # These hold active tasks only: they stay as small as the present, however long the history, and the first three
     # have all that a decision about a claim needs.
-    """CREATE INDEX tasks_ready ON tasks (due_at, agent_id, priority, active_slot, max_active)
+    """CREATE INDEX tasks_ready ON tasks (due_at, agent_id, priority, active_slot, max_active, status)
         WHERE status = 'pending' AND active_slot IS NOT NULL""",
-    """CREATE INDEX tasks_waiting ON tasks (agent_id, priority DESC, due_at, id, max_active)
+    """CREATE INDEX tasks_waiting ON tasks (agent_id, priority DESC, due_at, id, max_active, active_slot, status)
         WHERE status = 'pending' AND active_slot IS NULL""",
     "CREATE INDEX tasks_in_slots ON tasks (agent_id, active_slot, status) WHERE active_slot IS NOT NULL",
     "CREATE INDEX tasks_leased ON tasks (due_at) WHERE status = 'running'",

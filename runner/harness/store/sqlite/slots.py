@@ -18,24 +18,25 @@ _HOLDERS = """
     SELECT agent_id, active_slot, status = 'running' AS is_running, id FROM tasks
     WHERE active_slot IS NOT NULL AND agent_id IN (SELECT value FROM json_each(?))"""
 # Those with a slot, and as many of those that wait as there are free slots for; so a long queue that is blocked is never
-# read beyond its index.
+# read beyond its index. Indexes are named, since without statistics SQLite takes all values of `status` for equally
+# frequent. The columns are those of `Candidate`.
 _CANDIDATES = """
     WITH holding AS MATERIALIZED (
         SELECT agent_id, count(*) AS held FROM tasks WHERE active_slot IS NOT NULL GROUP BY agent_id),
     waiting AS (
-        SELECT agent_id, max(max_active) AS most FROM tasks
+        SELECT agent_id, max(max_active) AS most FROM tasks INDEXED BY tasks_waiting
         WHERE status = 'pending' AND active_slot IS NULL GROUP BY agent_id),
     room AS (
         SELECT agent_id, most - coalesce(held, 0) AS places FROM waiting LEFT JOIN holding USING (agent_id)
         WHERE most > coalesce(held, 0)),
     queued AS (
-        SELECT id, agent_id, priority, due_at, max_active, places,
+        SELECT priority, due_at, id, agent_id, max_active, places,
             row_number() OVER (PARTITION BY agent_id ORDER BY priority DESC, due_at, id) AS place
-        FROM tasks JOIN room USING (agent_id)
+        FROM room CROSS JOIN tasks INDEXED BY tasks_waiting USING (agent_id)
         WHERE status = 'pending' AND active_slot IS NULL AND due_at <= :now)
-    SELECT id, agent_id, priority, due_at, active_slot, max_active FROM tasks
+    SELECT -priority, due_at, id, agent_id, active_slot, max_active FROM tasks INDEXED BY tasks_ready
         WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now
-    UNION ALL SELECT id, agent_id, priority, due_at, NULL, max_active FROM queued WHERE place <= places"""
+    UNION ALL SELECT -priority, due_at, id, agent_id, NULL, max_active FROM queued WHERE place <= places"""
 
 
 class TaskWriter:
@@ -145,7 +146,7 @@ def has_claimable(db: sqlite3.Connection, now: datetime) -> bool:
 
 def claimable(db: sqlite3.Connection, now: datetime, *, limit: int) -> Sequence[Candidate]:
     """Return what is to be claimed, in order, each with the slot it has or gets."""
-    candidates = [Candidate(*row) for row in db.execute(_CANDIDATES, {"now": to_millis(now)})]
+    candidates = list(map(Candidate._make, db.execute(_CANDIDATES, {"now": to_millis(now)})))
     agent_ids = {candidate.agent_id for candidate in candidates}
     holders = (Holder(*row[:3]) for row in db.execute(_HOLDERS, (json_list(agent_ids),)))
     return order_of_claims(candidates, holders, limit=limit)

@@ -28,12 +28,12 @@ from harness.store.sqlite.slots import (
 #: What a decision makes of a task; None leaves it as it is.
 DecidedT = TypeVar("DecidedT", bound=Task | None)
 
-# Each is a look into an index that holds nothing else.
+# Each looks into an index that holds nothing else.
 _NEXT_DUE = """
     SELECT min(due_at) FROM (
-        SELECT min(due_at) AS due_at FROM tasks
+        SELECT min(due_at) AS due_at FROM tasks INDEXED BY tasks_ready
             WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at > :now
-        UNION ALL SELECT min(due_at) FROM tasks
+        UNION ALL SELECT min(due_at) FROM tasks INDEXED BY tasks_waiting
             WHERE status = 'pending' AND active_slot IS NULL AND due_at > :now
         UNION ALL SELECT min(due_at) FROM schedules WHERE due_at > :now)"""
 
@@ -97,7 +97,9 @@ class SqliteTasks(SqliteArtifacts):
     async def expired_tasks(self, *, limit: int = 100) -> Sequence[Task]:
         """Return running tasks whose lease has run out, earliest first."""
         check_page(limit)
-        sql = "SELECT * FROM tasks WHERE status = 'running' AND due_at <= ? ORDER BY due_at, id LIMIT ?"
+        sql = """
+            SELECT * FROM tasks INDEXED BY tasks_leased
+            WHERE status = 'running' AND due_at <= ? ORDER BY due_at, id LIMIT ?"""
         values = (to_millis(self._now()), limit)
         return list(map(task_from_row, await self._file.read(lambda db: db.execute(sql, values).fetchall())))
 
