@@ -27,13 +27,13 @@ _CANDIDATES = """
         SELECT agent_id, max(max_active) AS most FROM tasks INDEXED BY tasks_waiting
         WHERE status = 'pending' AND active_slot IS NULL GROUP BY agent_id),
     room AS (
-        SELECT agent_id, most - coalesce(held, 0) AS places FROM waiting LEFT JOIN holding USING (agent_id)
+        SELECT agent_id, most, coalesce(held, 0) AS held FROM waiting LEFT JOIN holding USING (agent_id)
         WHERE most > coalesce(held, 0)),
     queued AS (
-        SELECT priority, due_at, id, agent_id, max_active, places,
+        SELECT priority, due_at, id, agent_id, max_active, most - held AS places,
             row_number() OVER (PARTITION BY agent_id ORDER BY priority DESC, due_at, id) AS place
         FROM room CROSS JOIN tasks INDEXED BY tasks_waiting USING (agent_id)
-        WHERE status = 'pending' AND active_slot IS NULL AND due_at <= :now)
+        WHERE status = 'pending' AND active_slot IS NULL AND due_at <= :now AND max_active > held)
     SELECT -priority, due_at, id, agent_id, active_slot, max_active FROM tasks INDEXED BY tasks_ready
         WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now
     UNION ALL SELECT -priority, due_at, id, agent_id, NULL, max_active FROM queued WHERE place <= places"""
