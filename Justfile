@@ -26,6 +26,11 @@ unit *args:
 bench *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.benchmarks "$@"
 
+# Hurt the product for 20 minutes and hold it to its promises: ./justw torture --minutes 5 --seed 7 --store mongo
+[no-exit-message]
+torture *args: images
+    @scripts/docker-engine {{ bin }}/python -m tests.torture "$@"
+
 # Lint, check the format and check the types
 check:
     {{ bin }}/ruff check
