@@ -88,7 +88,9 @@ class Store(Protocol):
     async def list_agents(self, *, limit: int = 100, offset: int = 0) -> Page[Agent]:
         """Return agents by falling id."""
 
-    async def update_agent(self, agent_id: int, draft: AgentDraft, *, expected_version: int | None = None) -> Agent:
+    async def update_agent(
+        self, agent_id: int, draft: AgentDraft, *, expected_version: int | None = None
+    ) -> Agent:
         """Replace what the owner wrote; raises the version by one.
 
         Raises:
@@ -123,7 +125,12 @@ class Store(Protocol):
         """Return a task, or raise `TaskNotFoundError`."""
 
     async def list_tasks(
-        self, *, agent_id: int | None = None, status: TaskStatus | None = None, limit: int = 100, offset: int = 0
+        self,
+        *,
+        agent_id: int | None = None,
+        status: TaskStatus | None = None,
+        limit: int = 100,
+        offset: int = 0,
     ) -> Page[Task]:
         """Return tasks by falling id."""
 
@@ -304,6 +311,9 @@ OutputStream = Literal["stdout", "stderr"]
 #: itself what to keep, since the stream is always read to its end so that the agent never stalls on a full pipe.
 OutputSink = Callable[[OutputStream, bytes], None]
 
+#: Called when a container is there and about to start; raises when it must not.
+BeforeStart = Callable[[], None]
+
 #: Awaited before a sandbox is stopped, with the reason and a sentence; bounded in time by the caller.
 BeforeStop = Callable[[Reason, str], Awaitable[None]]
 
@@ -414,8 +424,15 @@ class OwnedContainer:
 class Sandbox(Protocol):
     """Makes throwaway containers."""
 
-    def open(self, spec: SandboxSpec) -> AbstractAsyncContextManager[SandboxSession]:
+    def open(
+        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+    ) -> AbstractAsyncContextManager[SandboxSession]:
         """Create and start a container; on exit it is gone, or quarantined and reported when the engine won't.
+
+        `before_start` is called between the two. Whoever holds a lease checks it there: if it still holds, a sweep
+        that is to end it later will find this container and remove it, so that it can't start any more, however late
+        the start is. Checked before the creation, or after the start, a frozen process could start a container
+        beside its successor's.
 
         Raises:
             EngineUnavailableError: The engine does not answer.

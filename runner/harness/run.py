@@ -186,7 +186,7 @@ class TaskRun:
             return early
         flushing = asyncio.create_task(self._output.flush_periodically())
         try:
-            async with self._parts.sandbox.open(self._spec()) as session:
+            async with self._parts.sandbox.open(self._spec(), before_start=self._lease.check) as session:
                 self._start_seconds = session.start_seconds
                 # The start may have taken longer than the lease. Past this line the agent can have effects.
                 self._lease.check()
