@@ -257,7 +257,7 @@ async def test_a_fire_that_has_a_task_is_passed_over(store: Store) -> None:
     assert (await store.list_tasks()).total_count == 2
 
 
-async def test_a_plan_can_hold_skips_and_several_runs(store: Store) -> None:
+async def test_a_plan_can_hold_skips_and_several_runs(place: Place, store: Store) -> None:
     state = await scheduled_agent(store)
     missed = fire(
         state,
@@ -279,6 +279,7 @@ async def test_a_plan_can_hold_skips_and_several_runs(store: Store) -> None:
     after = (await store.get_schedule(state.agent_id)).state
     assert after is not None
     assert after.last_fire_at == fire(state, minutes=40).fire_at
+    await place.clock.advance(3600)
     for task in tasks[1:4]:
         assert (await claim_one(store)).id == task.id
         await store.finish_task(task.id, 1, completed())

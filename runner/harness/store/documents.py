@@ -240,6 +240,30 @@ def task_from(document: Mapping[str, Any]) -> Task:
     return readable("task", document["id"], build)
 
 
+def new_task_document(new: NewTask) -> dict[str, Any]:
+    """Return a task that is to be stored as a plain document.
+
+    Raises:
+        InvalidInputError: Its context cannot be kept as JSON.
+    """
+    document = {name: getattr(new, name) for name in NewTask.model_fields}
+    document |= {"when_busy": new.when_busy.value, "skip_reason": _plain(new.skip_reason)}
+    if new.context is not None:
+        document["context"] = encode_document(new.context, what="context", max_bytes=MAX_JSON_BYTES)
+    return document
+
+
+def new_task_from(document: Mapping[str, Any]) -> NewTask:
+    """Return the task that `new_task_document` was given."""
+
+    def build() -> NewTask:
+        context = document["context"]
+        fields = {**document, "context": None if context is None else json.loads(context)}
+        return NewTask.model_validate(fields)
+
+    return readable("fire of agent", document["agent_id"], build)
+
+
 def fire_key(new: NewTask) -> str | None:
     """Return what is unique to a fire; None for a task that no schedule asked for."""
     return None if new.fire_at is None else f"{new.agent_id}:{render_instant(whole_millis(new.fire_at))}"

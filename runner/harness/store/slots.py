@@ -140,7 +140,7 @@ def order_of_claims(
         taken[holder_of].add(held_slot)
         running[holder_of] += is_running
     turns: Counter[tuple[int, int]] = Counter()
-    ranked = []
+    ranked: list[tuple[int, int, int, int, int, Candidate]] = []
     for candidate in sorted(candidates):
         minus_priority, due_at, task_id, agent_id, slot, max_active = candidate
         if len(ranked) >= limit and minus_priority != ranked[-1][0]:

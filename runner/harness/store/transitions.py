@@ -177,7 +177,7 @@ def cancel(stored: Task, now: datetime) -> Task:
 
 def supersede(stored: Task | None, now: datetime) -> Task | None:
     """Skip a task that waits in the queue for the sake of a newer one; None when it does not wait any more."""
-    if stored is None or stored.status is not TaskStatus.PENDING:
+    if stored is None or stored.status is not TaskStatus.PENDING or stored.attempts:
         return None
     return _skipped(stored, SkipReason.SUPERSEDED, now)
 
