@@ -7,7 +7,7 @@ import random
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from tests.engines import OwnEngine, can_start_engines
 from tests.mongo import MongoServer
 from tests.torture.checker import Violation, check, lateness
-from tests.torture.facts import AgentSeen, Facts
+from tests.torture.facts import AgentSeen, Facts, Sight
 from tests.torture.faults import Hand, StoreOutage, freeze_process, lock_sqlite, make_plan
 from tests.torture.fleet import Member, make_agents, make_members
 from tests.torture.recorder import Recorder
@@ -134,7 +134,7 @@ async def _run(what: Torture, rng: random.Random, scene: _Scene) -> Report:
         exit_code, quiet_seconds = await _rest(scene)
     finally:
         await asyncio.to_thread(recorder.stop)
-    facts = await _collect(scene, recorder)
+    facts = await collect(scene.store, scene.sandbox, recorder.sights)
     numbers = {
         "faults": scene.hand.done,
         "starts of processes": {member.name: member.starts for member in scene.members},
@@ -173,7 +173,7 @@ async def _rest(scene: _Scene) -> tuple[int | None, float]:
     began = monotonic()
     while monotonic() - began < QUIET_SECONDS:
         survivor.tend()
-        if resting.done() and await _is_quiet(scene):
+        if resting.done() and await is_quiet(scene.store, scene.sandbox):
             break
         await asyncio.sleep(0.2)
     quiet_seconds = monotonic() - began
@@ -181,20 +181,20 @@ async def _rest(scene: _Scene) -> tuple[int | None, float]:
     return await survivor.end(), quiet_seconds
 
 
-async def _is_quiet(scene: _Scene) -> bool:
+async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
+    """Return whether no task is active, no schedule fires any more, and no container is left."""
     active = [
-        await scene.store.list_tasks(status=status, limit=1)
-        for status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+        await store.list_tasks(status=status, limit=1) for status in (TaskStatus.PENDING, TaskStatus.RUNNING)
     ]
-    agents = (await scene.store.list_agents(limit=_PAGE)).items
-    due = [(await scene.store.get_schedule(agent.id)).state for agent in agents]
+    agents = (await store.list_agents(limit=_PAGE)).items
+    due = [(await store.get_schedule(agent.id)).state for agent in agents]
     if any(page.items for page in active) or any(state is None or state.next_fire_at for state in due):
         return False
-    return not await scene.sandbox.owned_containers(scene.store.store_id)
+    return not await sandbox.owned_containers(store.store_id)
 
 
-async def _collect(scene: _Scene, recorder: Recorder) -> Facts:
-    store = scene.store
+async def collect(store: Store, sandbox: Sandbox, sights: Sequence[Sight]) -> Facts:
+    """Return all facts there are."""
     tasks: list[Task] = []
     agents = []
     total = (await store.list_tasks(limit=1)).total_count
@@ -207,8 +207,8 @@ async def _collect(scene: _Scene, recorder: Recorder) -> Facts:
         history = await store.artifact_history(agent.id, limit=100_000)
         agents.append(AgentSeen(agent.id, agent.config, state, list(reversed(history)), newest))
     logs = {task.id: await store.read_logs(task.id) for task in tasks if task.attempts}
-    left = [container.container_id for container in await scene.sandbox.owned_containers(store.store_id)]
-    return Facts(agents, list(reversed(tasks)), logs, list(recorder.sights), left)
+    left = [container.container_id for container in await sandbox.owned_containers(store.store_id)]
+    return Facts(agents, list(reversed(tasks)), logs, list(sights), left)
 
 
 @asynccontextmanager
