@@ -242,8 +242,12 @@ class TaskScheduler:
         self._wake()
         return tasks
 
-    async def retry_failed_task(self, task_id: int) -> Task:
+    async def retry_failed_task(self, task_id: int, *, force: bool = False) -> Task:
         """Have a failed task tried again: after 2 s, 4 s, 8 s by its retry count; the due time is stored.
+
+        Args:
+            task_id: The task.
+            force: Once more also when its retries are used up.
 
         Returns:
             The task, pending, with its new `retry_count` and `due_at`.
@@ -260,6 +264,8 @@ class TaskScheduler:
         agent = await store.get_agent(task.agent_id)
         due_at = await store.now() + retry_delay_by_hand(agent.options.retry, task)
         max_retries = max(task.max_retries, self._max_retries(agent.options))
+        if force:
+            max_retries = max(max_retries, task.retry_count + 1)
         task = await store.reopen_task(task_id, due_at=due_at, max_retries=max_retries)
         self._wake()
         return task

@@ -161,12 +161,19 @@ def cancel(task: TaskArgument, *, as_json: JsonOption = False) -> None:
 
 
 @app.command("retry")
-def retry(task: TaskArgument, *, as_json: JsonOption = False) -> None:
+def retry(
+    task: TaskArgument,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Once more also when its retries are used up.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Have a failed task tried again, after its agent's retry delay; a `harness serve` or `harness runner` does it."""
 
     async def work() -> Task:
         async with open_store() as store:
-            return await _scheduler(store).retry_failed_task(task)
+            return await _scheduler(store).retry_failed_task(task, force=force)
 
     found = run_async(work)
     if as_json:
