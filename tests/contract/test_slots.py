@@ -132,6 +132,27 @@ async def test_queues_of_agents_are_their_own(store: Store, agent: Agent) -> Non
         assert task.status is PENDING
 
 
+async def test_one_that_waits_is_not_overtaken_once_a_slot_is_free(store: Store, agent: Agent) -> None:
+    first = await running_task(store, agent.id, max_active=1)
+    queued = NewTask(agent_id=agent.id, when_busy=WhenBusy.QUEUE)
+    waiting = await store.create_task(queued)
+    await store.finish_task(first.id, 1, completed())
+
+    assert (await store.create_task(queued)).status is SKIPPED
+    assert (await claim_one(store)).id == waiting.id
+
+
+async def test_one_that_waits_is_replaced_also_once_a_slot_is_free(store: Store, agent: Agent) -> None:
+    first = await running_task(store, agent.id, max_active=1)
+    waiting = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.QUEUE))
+    await store.finish_task(first.id, 1, completed())
+
+    newest = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.REPLACE))
+
+    assert (await store.get_task(waiting.id)).skip_reason is SkipReason.SUPERSEDED
+    assert (await claim_one(store)).id == newest.id
+
+
 async def test_a_place_in_the_queue_is_free_once_its_task_is_cancelled(store: Store, agent: Agent) -> None:
     await running_task(store, agent.id, max_active=1)
     queued = NewTask(agent_id=agent.id, when_busy=WhenBusy.QUEUE)

@@ -55,6 +55,9 @@ def find_place(new: NewTask, taken: Collection[str], *, is_waited: bool) -> Plac
     """
     if new.skip_reason is not None:
         return Place(skip_reason=new.skip_reason)
+    if is_waited and new.when_busy in (WhenBusy.QUEUE, WhenBusy.REPLACE):
+        # A slot that is free now belongs to the one that waits; it must not be overtaken between two claims.
+        return Place(skip_reason=SkipReason.OVERLAP)
     if slot := free_slot(new.agent_id, new.max_active, taken):
         return Place(active_slot=slot)
     match new.when_busy:
@@ -62,7 +65,7 @@ def find_place(new: NewTask, taken: Collection[str], *, is_waited: bool) -> Plac
             return None
         case WhenBusy.WAIT:
             return Place()
-        case WhenBusy.QUEUE | WhenBusy.REPLACE if not is_waited:
+        case WhenBusy.QUEUE | WhenBusy.REPLACE:
             return Place(queue_slot=queue_slot(new.agent_id))
     return Place(skip_reason=SkipReason.OVERLAP)
 
