@@ -21,6 +21,7 @@ from harness.config import MIB
 from harness.models import Reason
 from harness.ports import (
     OutputStream,
+    OwnedContainer,
     SandboxJob,
     SandboxLabels,
     SandboxLimits,
@@ -28,7 +29,6 @@ from harness.ports import (
     SandboxSpec,
 )
 from harness.sandbox.docker import DockerSandbox
-from harness.sandbox.hostconfig import LABEL_STORE
 from harness.sandbox.inspection import ping
 from harness.sandbox.session import DockerSession
 from harness.settings import Settings
@@ -169,18 +169,24 @@ def sandbox_image() -> str:
 
 @pytest.fixture(scope="session")
 def no_container_is_left(sandbox_image: str) -> Iterator[None]:
-    """At the very end, whatever the tests did."""
+    """Looks at the very end, whatever the tests did, and cleans up what it complains of."""
     yield
 
-    async def left() -> list[Any]:
+    async def remove_all() -> list[OwnedContainer]:
         sandbox = make_sandbox(Settings.load(), SystemClock())
         try:
-            containers = await sandbox.engine.call(APIClient.containers, all=True)
-            return [entry for entry in containers if entry["Labels"].get(LABEL_STORE) in used_store_ids]
+            left = [
+                container
+                for store_id in sorted(used_store_ids)
+                for container in await sandbox.owned_containers(store_id)
+            ]
+            for container in left:
+                await sandbox.remove_container(container.container_id)
+            return left
         finally:
             await sandbox.close()
 
-    assert asyncio.run(left()) == []
+    assert asyncio.run(remove_all()) == []
 
 
 @pytest.fixture

@@ -166,7 +166,13 @@ class RetryConfig(_Section):
     #: What ends of an attempt are retried.
     on: tuple[
         Literal[
-            "exit_nonzero", "timeout", "out_of_memory", "lost", "result_lost", "sandbox_error", "state_rejected"
+            "exit_nonzero",
+            "timeout",
+            "out_of_memory",
+            "lost",
+            "result_lost",
+            "sandbox_error",
+            "state_rejected",
         ],
         ...,
     ] = ("exit_nonzero", "timeout", "out_of_memory", "lost", "sandbox_error")
@@ -212,6 +218,12 @@ class AgentConfig(_Section):
             if "\0" in argument:
                 raise ValueError("an argument holds a NUL byte, which no program can be given")
         return command
+
+    @property
+    def max_active(self) -> int:
+        """How many tasks of the agent may be active at once."""
+        schedule = self.schedule
+        return schedule.max_overlap if schedule is not None and schedule.overlap == "allow" else 1
 
     @classmethod
     def parse(cls, config: dict[str, Any]) -> AgentConfig:

@@ -155,7 +155,8 @@ class CronExpression:
         )
 
 
-@functools.lru_cache(maxsize=4096)
+# Read at every look at an agent's config, and for thousands of agents at a start.
+@functools.lru_cache(maxsize=16384)
 def parse_cron(text: str) -> CronExpression:
     """Check an expression.
 
@@ -282,7 +283,7 @@ def _check_pauses(expression: CronExpression) -> None:
         raise InvalidInputError(
             f"cron never fires: there is no day {expression.days[0]} in {months}; take an earlier day"
         )
-    if len(expression.weekdays) == 7:
+    if len(expression.weekdays) == 7 or len(expression.days) == 31:
         return
     last_hit = first_year = 2000
     # The calendar repeats after 400 years.

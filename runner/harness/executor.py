@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from harness.aio import uninterrupted
 from harness.clock import SystemClock
 from harness.compression import Compressor
 from harness.config import MIB, AgentConfig
-from harness.errors import AgentBusyError, InvalidInputError, SandboxError, StoreError
+from harness.errors import AgentBusyError, HarnessError, InvalidInputError
 from harness.jsontext import encode_document
 from harness.models import Agent, Claim, ExecutionResult, NewTask, Outcome, Reason, Task
 from harness.ports import Clock, OutputSink, Sandbox, SandboxLimits, Store
 from harness.recovery import sweep
-from harness.run import RunParts, TaskRun
+from harness.run import OnTask, RunParts, TaskRun
 from harness.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
 
 #: Largest context a caller may pass, in bytes of JSON.
 MAX_CONTEXT_BYTES = 4 * MIB
-
-OnTask = Callable[[Task], None]
 
 
 class AgentExecutor:
@@ -114,12 +114,12 @@ class AgentExecutor:
             agent_id=agent_id,
             context=context,
             save_handoff=context is None if save_handoff is None else save_handoff,
+            max_active=agent.options.max_active,
         )
         claimed_at = self._clock.monotonic()
         task = await self._create_claimed(parts, new)
-        if on_task is not None:
-            on_task(task)
-        return await self.begin(parts, task, agent, claimed_at=claimed_at, on_output=on_output).run()
+        run = self.begin(parts, task, agent, claimed_at=claimed_at, on_output=on_output)
+        return await run.run(on_task)
 
     def begin(
         self,
@@ -189,9 +189,10 @@ class AgentExecutor:
 
 async def _withdraw(store: Store, creating: asyncio.Future[Task]) -> None:
     """End a task whose caller was cancelled before it could run."""
+    outcome = Outcome(reason=Reason.CANCELLED, error="cancelled by its caller")
     try:
         task = await creating
-    except (StoreError, AgentBusyError, SandboxError):
-        return
-    outcome = Outcome(reason=Reason.CANCELLED, error="cancelled by its caller")
-    await store.finish_task(task.id, task.fence, outcome)
+        await store.finish_task(task.id, task.fence, outcome)
+    except HarnessError as error:
+        # There is no task, or the store is away and the lease will end it. Either way its caller is to be cancelled.
+        logger.info("task of a cancelled caller not withdrawn: %s", error)

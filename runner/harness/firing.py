@@ -137,7 +137,7 @@ def _run(
         scheduled_at=fire.fire_time,
         due_at=fire.due_at,
         fire_at=fire.fire_time,
-        max_active=schedule.max_overlap if schedule.overlap == "allow" else 1,
+        max_active=options.max_active,
         # Fires that are caught up come in one moment; as overlaps they would skip one another.
         when_busy=WhenBusy.WAIT if catching_up else _WHEN_BUSY[schedule.overlap],
         priority=options.priority,

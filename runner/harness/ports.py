@@ -47,9 +47,12 @@ class Clock(Protocol):
 class Store(Protocol):
     """Agents, tasks, logs and handoff artifacts, durable before a call returns.
 
-    Every method may raise `StoreUnavailableError`. Every write is atomic and idempotent under a driver's retry. Ids
-    are integers counted up from 1 and never used twice. All times a store writes or compares come from its own clock
-    (`now`), so that hosts with skewed clocks agree on who holds a lease.
+    Every method may raise `StoreUnavailableError`, and `StoreError` for what cannot be done or read. Every write is
+    atomic and idempotent under a driver's retry; a cancelled call may still take effect, whole or not at all. A limit
+    below 1, an offset below 0, and a value that JSON cannot hold exactly or that is over its bound, are an
+    `InvalidInputError`, and nothing is written. Ids are integers counted up from 1 and never used twice; numbers may be
+    left out. All times a store writes or compares come from its own clock (`now`), so that hosts with skewed clocks agree
+    on who holds a lease.
     """
 
     @property
@@ -101,6 +104,9 @@ class Store(Protocol):
 
     async def delete_agent(self, agent_id: int) -> None:
         """Delete an agent with its tasks, logs and artifacts. Interrupted, it can be repeated.
+
+        The agent goes last, so it is found until everything is gone; new tasks and artifacts, and changes, are refused
+        with `AgentNotFoundError` from the beginning.
 
         Raises:
             AgentNotFoundError: There is no such agent.
@@ -278,6 +284,7 @@ class Store(Protocol):
         """Add output of the attempt with number `fence`. A chunk that is already stored is left as it is.
 
         Raises:
+            InvalidInputError: A chunk's `seq` is another attempt's, or its data is larger than 8 MiB.
             LeaseLostError: The task is no longer running under `fence`; nothing was written.
         """
 
@@ -290,6 +297,7 @@ class Store(Protocol):
         """Save an artifact outside of any run; its run count is the newest's plus one.
 
         Raises:
+            StateRejectedError: The state or the summary is not acceptable.
             AgentNotFoundError: There is no such agent.
         """
 

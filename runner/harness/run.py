@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.aio import uninterrupted
 from harness.compression import Compressor
 from harness.errors import (
     EngineUnavailableError,
+    HarnessError,
     LeaseLostError,
     SandboxError,
     StateRejectedError,
@@ -60,6 +61,8 @@ RETRY_WRITE_SECONDS = 0.5
 
 _ENTRYPOINT = "main.py"
 _CANCELLED_BY_CALLER = "cancelled by its caller"
+
+OnTask = Callable[[Task], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +133,20 @@ class TaskRun:
         self.engine_was_away = False
         self._can_hand_back = can_hand_back
 
-    async def run(self) -> ExecutionResult:
-        """Run it. That the agent, the engine or the lease fails is a result, not an exception."""
+    async def run(self, on_task: OnTask | None = None) -> ExecutionResult:
+        """Run it. That the agent, the engine or the lease fails is a result, not an exception.
+
+        Args:
+            on_task: Told the task before its container is made.
+
+        Raises:
+            StoreUnavailableError: The store does not answer; the task ends as lost if it never does.
+            Exception: What `on_output` or `on_task` raised; the attempt ends as a sandbox error.
+        """
         async with self._lease:
             try:
+                if on_task is not None:
+                    on_task(self.task)
                 return await self._load_execute_save()
             except asyncio.CancelledError:
                 await uninterrupted(self._finish_cancelled())
@@ -141,6 +154,10 @@ class TaskRun:
             except LeaseLostError as error:
                 logger.error("%s", error, extra={"action": "run_lost", "task_id": self.task.id})
                 return self._as_result(SandboxResult(Reason.LOST, -1, error.message), None)
+            except Exception as error:
+                # A callback's mistake or ours: whoever called learns of it, and the task must not seem to run on.
+                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, f"the runner failed: {error!r}"))
+                raise
 
     async def stop(self, reason: Reason, message: str) -> None:
         """Ask the agent to end: SIGTERM, after its grace SIGKILL; the run then ends with `reason`.
@@ -245,11 +262,12 @@ class TaskRun:
             async with asyncio.timeout(COMPRESS_TIMEOUT_SECONDS):
                 state = await manager.compress_context(self.task.agent_id, output, context)
         except StateRejectedError as error:
-            return SandboxResult(Reason.STATE_REJECTED, result.exit_code, error.message), None
+            problem = error.message
         except TimeoutError:
-            error_message = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
-            return SandboxResult(Reason.STATE_REJECTED, result.exit_code, error_message), None
-        return result, state
+            problem = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
+        else:
+            return result, state
+        return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
 
     async def _finish(self, outcome: Outcome, artifact: NewArtifact | None) -> None:
         """Store the rest of the output and the end of the attempt; as long as the lease holds, try again."""
@@ -277,27 +295,34 @@ class TaskRun:
 
     async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
         while True:
+            was_live = self._lease.is_live
             try:
                 await self._output.flush()
                 await write()
             except StoreError as error:
                 logger.warning("end of task %d not stored yet: %s", self.task.id, error)
-                self._lease.check()
+                # The task's end may be stored and only the answer lost. Then the lease seems lost as well, and one
+                # more try tells the two apart: the store refuses what is not ours any more.
+                if not was_live:
+                    self._lease.check()
                 await self._parts.clock.sleep(RETRY_WRITE_SECONDS)
             else:
                 return
 
     async def _finish_cancelled(self) -> None:
-        result = SandboxResult(Reason.CANCELLED, -1, _CANCELLED_BY_CALLER)
         if self._can_hand_back:
             self._handed_back = self._handed_back or "its runner ended"
-            result = SandboxResult(Reason.LOST, -1, self._handed_back)
-        outcome = self._as_outcome(result)
+            await self._give_up(Reason.LOST, self._handed_back)
+        else:
+            await self._give_up(Reason.CANCELLED, _CANCELLED_BY_CALLER)
+
+    async def _give_up(self, reason: Reason, message: str) -> None:
+        """End the attempt without a result, as long as the lease holds."""
         try:
-            await self._finish(outcome, None)
-        except LeaseLostError as error:
-            # Finished already, or taken over: either way it is not ours to end.
-            logger.info("cancelled run not recorded: %s", error)
+            await self._finish(self._as_outcome(SandboxResult(reason, -1, message)), None)
+        except HarnessError as error:
+            # Finished already, or taken over, and so not ours to end; or the store is away, and the lease ends it.
+            logger.info("end of a run given up not recorded: %s", error)
 
     def _spec(self) -> SandboxSpec:
         options = self._agent.options

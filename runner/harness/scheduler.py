@@ -359,14 +359,13 @@ class TaskScheduler:
         fire_at: datetime | None = None,
         when_busy: WhenBusy = WhenBusy.REJECT,
     ) -> NewTask:
-        schedule = options.schedule
         return NewTask(
             agent_id=agent_id,
             trigger="manual" if fire_at is None else "schedule",
             scheduled_at=fire_at,
             fire_at=fire_at,
             context=context,
-            max_active=schedule.max_overlap if schedule and schedule.overlap == "allow" else 1,
+            max_active=options.max_active,
             when_busy=when_busy,
             priority=options.priority,
             max_retries=self._max_retries(options),

@@ -201,9 +201,9 @@ class _CronTimes:
         ends (`_to_instant`), what is repeated has fired already. This is what Vixie cron does (cron(8), notes on
         daylight saving), except that it looks at the minute field too, and at changes of less than three hours only.
         """
-        clock_before = stretch.begins + stretch.offset_before
         clock_now = stretch.begins + stretch.offset
-        return (clock_now if self.expression.any_hour else clock_before), stretch.ends + stretch.offset
+        low = clock_now if self.expression.any_hour else stretch.shown_before
+        return low, stretch.ends + stretch.offset
 
     @staticmethod
     def _to_instant(local: datetime, stretch: Stretch) -> datetime:

@@ -37,8 +37,13 @@ def load_zone(name: str) -> ZoneInfo:
     raise InvalidInputError(f"{name[:80]!r} is no time zone; {_propose(name[:80])}")
 
 
+@functools.cache
+def _known_zones() -> dict[str, str]:
+    return {zone.lower(): zone for zone in available_timezones() if not zone.startswith(_NOT_PORTABLE)}
+
+
 def _propose(name: str) -> str:
-    known = {zone.lower(): zone for zone in available_timezones() if not zone.startswith(_NOT_PORTABLE)}
+    known = _known_zones()
     similar = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.75)
     if similar:
         return f"did you mean {' or '.join(known[key] for key in similar)}?"
@@ -51,8 +56,9 @@ class Stretch(NamedTuple):
     begins: datetime
     ends: datetime
     offset: timedelta
-    #: The offset until `begins`.
-    offset_before: timedelta
+    #: The furthest local time that clocks had shown, or were about to show, by `begins`: behind the local time of
+    #: `begins` after a gap, ahead of it when the clocks were turned back.
+    shown_before: datetime
 
 
 def stretches_from(zone: ZoneInfo, moment: datetime) -> Iterator[Stretch]:
@@ -71,19 +77,25 @@ def stretches_back_from(zone: ZoneInfo, moment: datetime) -> Iterator[Stretch]:
 def _stretches(zone: ZoneInfo, year: int) -> tuple[Stretch, ...]:
     """Return the stretches of one year; the turn of the year, in UTC, ends a stretch though the offset stays.
 
-    The standard library tells a zone's offset at an instant, but not when it changes; so this looks once a day. Two
-    changes within a day that cancel each other would be missed; the tz database has none since 1970 (a test looks).
+    The standard library tells a zone's offset at an instant, but not when it changes; so this looks once a day. In the
+    tz database no zone has had two changes within six days since 1970.
     """
     new_year, end = datetime(year, 1, 1), datetime(year + 1, 1, 1)  # noqa: DTZ001 - naive UTC
-    probes = [new_year + number * _DAY for number in range((end - new_year).days)]
-    changes = [new_year]
-    for low, high in itertools.pairwise([*probes, end - _SECOND]):
-        if _offset_at(zone, low) != _offset_at(zone, high):
-            changes.append(_find_change(zone, low, high))
-    return tuple(
-        Stretch(begins, ends, _offset_at(zone, begins), _offset_at(zone, begins - _SECOND))
-        for begins, ends in itertools.pairwise([*changes, end])
-    )
+    # From a day before, since what the clock showed then counts when it was turned back.
+    probes = [new_year + number * _DAY for number in range(-1, (end - new_year).days)]
+    changes = {
+        _find_change(zone, low, high)
+        for low, high in itertools.pairwise([*probes, end - _SECOND])
+        if _offset_at(zone, low) != _offset_at(zone, high)
+    }
+    begins = sorted({probes[0], new_year} | changes)
+    shown_before = begins[0] + _offset_at(zone, begins[0])
+    stretches = []
+    for start, stop in itertools.pairwise([*begins, end]):
+        offset = _offset_at(zone, start)
+        stretches.append(Stretch(start, stop, offset, shown_before))
+        shown_before = max(shown_before, stop + offset)
+    return tuple(stretch for stretch in stretches if stretch.begins >= new_year)
 
 
 def _find_change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -223,5 +224,6 @@ def test_monitoring_example_ends_a_process_that_takes_too_much(
             time.sleep(1)
         """.replace("12345", str(greedy_process.pid))
     )
-    assert printed.startswith("Memory limit exceeded: 2")
+    # It may be seen while it still grows.
+    assert re.fullmatch(r"Memory limit exceeded: (1[2-9]\d|2\d\d)\.\d\dMB\n", printed)
     assert greedy_process.wait(timeout=10) == -15

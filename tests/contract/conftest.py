@@ -68,7 +68,7 @@ def _make_place(name: str, request: pytest.FixtureRequest) -> Place:
     else:
         uri = request.getfixturevalue("wire_uri")
     driver: Any = AsyncIOMotorClient if name == places.MOTOR else AsyncMongoClient
-    return MongoPlace(lambda: driver(uri))
+    return MongoPlace(lambda: driver(uri), uri)
 
 
 @pytest.fixture(params=places.EVERY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +50,18 @@ class Place(Protocol):
     def make(self) -> Store:
         """Return a new store on the data, not opened, as another process would have."""
 
+    def expression(self) -> str:
+        """Return Python that makes a store on the data in another process."""
+
+    async def pretend_newer(self) -> None:
+        """Write another schema version into the data, as a newer release would."""
+
+    async def spoil_task(self, task_id: int) -> None:
+        """Give a task a status that no release knows."""
+
+    async def content(self) -> object:
+        """Return something that changes whenever the data does."""
+
     async def clean(self) -> None:
         """Close every store made and remove the data."""
 
@@ -60,6 +74,18 @@ class _Place:
     def keep(self, store: Store) -> Store:
         self.stores.append(store)
         return store
+
+    def expression(self) -> str:
+        raise NotImplementedError
+
+    async def pretend_newer(self) -> None:
+        raise NotImplementedError
+
+    async def spoil_task(self, task_id: int) -> None:
+        raise NotImplementedError
+
+    async def content(self) -> object:
+        raise NotImplementedError
 
     async def clean(self) -> None:
         for store in self.stores:
@@ -79,10 +105,27 @@ class SqlitePlace(_Place):
     def make(self) -> Store:
         return self.keep(SqliteStore(self.path, clock=self.clock))
 
+    def expression(self) -> str:
+        return f"SqliteStore(Path({str(self.path)!r}))"
+
+    async def pretend_newer(self) -> None:
+        self.execute("UPDATE meta SET schema_version = 7")
+
+    async def spoil_task(self, task_id: int) -> None:
+        self.execute("UPDATE tasks SET status = 'dreaming' WHERE id = ?", task_id)
+
+    def execute(self, sql: str, *values: object) -> list[Any]:
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            return connection.execute(sql, values).fetchall()
+
+    async def content(self) -> object:
+        return self.path.read_bytes()
+
 
 class MongoPlace(_Place):
-    def __init__(self, make_client: Callable[[], Any]) -> None:
+    def __init__(self, make_client: Callable[[], Any], uri: str = "") -> None:
         super().__init__()
+        self.uri = uri
         self.database = f"harness_test_{uuid.uuid4().hex}"
         self.make_client = make_client
         self.clients: list[Any] = []
@@ -93,6 +136,24 @@ class MongoPlace(_Place):
 
     def make(self) -> Store:
         return self.keep(MongoStore(self.client(), database=self.database, clock=self.clock))
+
+    def expression(self) -> str:
+        return f"MongoStore.connect({self.uri!r}, database={self.database!r})"
+
+    async def pretend_newer(self) -> None:
+        raw = self.raw()
+        await raw["meta"].update_one({"_id": "store"}, {"$set": {"schema_version": 7}}, upsert=True)
+
+    async def spoil_task(self, task_id: int) -> None:
+        await self.raw()["tasks"].update_one({"_id": task_id}, {"$set": {"status": "dreaming"}})
+
+    async def content(self) -> object:
+        raw = self.raw()
+        names = sorted(await raw.list_collection_names())
+        return {name: await raw[name].find({}).to_list(None) for name in names}
+
+    def raw(self) -> Any:
+        return self.client()[self.database]
 
     async def clean(self) -> None:
         await super().clean()

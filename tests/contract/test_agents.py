@@ -188,6 +188,8 @@ async def test_a_deleted_agent_takes_everything_along(store: Store, agent: Agent
 
 
 async def test_many_tasks_are_deleted_with_their_agent(store: Store, agent: Agent) -> None:
+    for n in range(120):
+        await store.save_artifact(agent.id, state(n=n))
     tasks = [await running_task(store, agent.id, max_active=230) for _ in range(230)]
     for task in tasks:
         await store.append_logs(task.id, 1, [await chunk(store, 0)])
@@ -197,6 +199,7 @@ async def test_many_tasks_are_deleted_with_their_agent(store: Store, agent: Agen
 
     assert (await store.list_tasks()).total_count == 0
     assert [await store.read_logs(task.id) for task in tasks] == [[]] * 230
+    assert await store.artifact_history(agent.id) == []
 
 
 @pytest.mark.parametrize("is_running", [True, False])

@@ -313,6 +313,23 @@ def test_followed_logs_come_while_the_task_runs_and_end_with_it(harness: Shell) 
     running.communicate(timeout=20)
 
 
+def test_following_ends_when_nobody_reads_any_more(harness: Shell) -> None:
+    harness.create("import time\nfor i in range(300):\n    print('line', i, flush=True)\n    time.sleep(0.1)")
+    running = harness.start("run", "agent")
+    wait_for_line(running, "line 0")
+    following = harness.start("logs", "1", "--follow")
+    wait_for_line(following, "line 0")
+    assert following.stdout is not None
+    following.stdout.close()
+    assert following.wait(timeout=20) == 141
+    assert running.poll() is None
+    assert following.stderr is not None
+    assert following.stderr.read() == ""
+    following.stderr.close()
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=20)
+
+
 def test_logs_as_json_tell_streams_and_attempts(harness: Shell) -> None:
     harness.create(COUNTER)
     harness("run", "agent")
@@ -395,7 +412,7 @@ async def test_doctor_finds_a_container_left_behind(harness: Shell, sandbox_imag
 def test_no_command_page_loads_a_driver_or_docker(harness: Shell) -> None:
     program = (
         "import sys\nfrom harness.cli.app import invoke\ninvoke(['agents', 'create', '--help'])\n"
-        "sys.exit(','.join(sorted({'docker', 'pymongo', 'aiosqlite', 'rich'} & set(sys.modules))) or 0)"
+        "sys.exit(','.join(sorted({'docker', 'pymongo', 'aiosqlite', 'rich', 'harness.models'} & set(sys.modules))) or 0)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=harness.environment

@@ -69,6 +69,14 @@ async def test_user_namespaces_and_rootless_are_noted() -> None:
     assert (await rootless._check_security()).endswith("; rootless")
 
 
+async def test_an_unexpected_failure_of_a_check_is_a_finding_too() -> None:
+    async def check() -> str:
+        raise KeyError("Id")
+
+    result = await Doctor()._run_one("engine", (), check)
+    assert (result.status, result.detail) == ("problem", "unexpected: KeyError('Id')")
+
+
 TOLD = ContainerLimits(
     memory_bytes=_smoke_limits().memory_bytes,
     memory_swap_bytes=_smoke_limits().memory_bytes,

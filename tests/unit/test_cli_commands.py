@@ -82,11 +82,15 @@ def test_version_is_printed(cli: Cli) -> None:
         *([verb] for verb in ("run", "logs", "doctor")),
     ],
 )
-def test_every_command_has_a_help_page_that_fits_80_columns(command: list[str], cli: Cli) -> None:
+def test_every_command_has_a_help_page_with_examples_that_fits_80_columns(
+    command: list[str], cli: Cli
+) -> None:
     page = cli(*command, "--help")
     assert page.startswith("Usage: harness")
     assert max(map(len, page.splitlines())) <= 80
     assert "\x08" not in page
+    assert "  Example" in page
+    assert f"    {' '.join(['harness', *command])}" in page
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,15 @@ def test_update_of_an_older_version_is_a_conflict(code: str, cli: Cli) -> None:
     cli("agents", "create", "a", "--code", code)
     cli("agents", "update", "a", "--name", "b", "--if-version", "1")
     assert "version" in cli("agents", "update", "b", "--name", "c", "--if-version", "1", code=3)
+
+
+def test_the_next_fires_of_a_cron_schedule_are_shown(code: str, cli: Cli) -> None:
+    cron = ("--set", "schedule.type=cron", "--set", "schedule.cron=0 3 * * *")
+    created = cli("agents", "create", "a", "--code", code, *cron).splitlines()
+    assert created[1].startswith("next fires: ")
+    assert created[1].count(" 03:00:00Z") == 3
+    assert "next fires: " in cli("agents", "show", "a")
+    assert "next fires" not in cli("agents", "update", "a", "--set", "schedule.enabled=false")
 
 
 def test_a_config_problem_names_the_path(code: str, cli: Cli) -> None:

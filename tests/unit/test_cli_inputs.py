@@ -91,6 +91,12 @@ def test_config_is_yaml_or_json(tmp_path: Path) -> None:
     )
 
 
+def test_an_instant_in_a_yaml_file_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("schedule:\n  start_at: 2026-01-31T09:00:00Z\n  day: 2026-01-31\n")
+    schedule = read_config(str(tmp_path / "c.yaml"))["schedule"]
+    assert schedule == {"start_at": "2026-01-31T09:00:00Z", "day": "2026-01-31"}
+
+
 def test_an_empty_config_file_is_an_empty_config(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing yet\n")
     assert read_config(str(tmp_path / "c.yaml")) == {}
@@ -100,7 +106,7 @@ def test_an_empty_config_file_is_an_empty_config(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("limits: [1", r"not valid YAML: .* \(line 1, column 11\)"),
-        ("a: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        ("a: !!timestamp 2024-13-45", "not valid YAML: month must be in 1..12"),
         ("- a", "must be a mapping, got list"),
         ("!!python/object/apply:os.system [id]", "not valid YAML: could not determine a constructor"),
         ("[" * 5000, "nested too deeply"),

@@ -97,6 +97,7 @@ def test_a_reader_gone_away_ends_only_its_own_stream(pipes: Ends) -> None:
     output("stdout", b"nobody reads this")
     output("stderr", b"oops")
     output.finish()
+    assert output.reader_is_gone
     assert pipes.read(1) == b"oops"
     pipes.readers[0] = os.open(os.devnull, os.O_RDONLY)
 

@@ -115,7 +115,12 @@ def test_sizes_read_well(size: int, expected: str) -> None:
     [
         ({}, "-"),
         ({"schedule": {"type": "interval", "interval_minutes": 15}}, "every 15 min"),
+        ({"schedule": {"type": "interval", "interval_seconds": 30}}, "every 30 s"),
         ({"schedule": {"type": "cron", "cron": "0 3 * * *"}}, "cron 0 3 * * *"),
+        (
+            {"schedule": {"type": "cron", "cron": "@daily", "timezone": "Europe/Paris"}},
+            "cron @daily Europe/Paris",
+        ),
         ({"schedule": {"type": "cron", "cron": "0 3 * * *", "enabled": False}}, "cron 0 3 * * * (paused)"),
     ],
 )

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: The file of a folder that is run where nothing else is said.
 DEFAULT_ENTRYPOINT = "main.py"
 
+#: How many fires of a schedule are shown.
+SHOWN_FIRES = 3
+
 app = group("Create, look at, change and delete agents.")
 
 CodeOption = Annotated[
@@ -110,7 +113,13 @@ def create(
 
 @app.command("list")
 def list_(*, limit: LimitOption = 100, offset: OffsetOption = 0, as_json: JsonOption = False) -> None:
-    """List agents, the newest first."""
+    """List agents, the newest first.
+
+    \b
+    Examples:
+      harness agents list --limit 20
+      harness agents list --json | jq '.items[].name'
+    """
 
     async def work() -> Page[Agent]:
         async with open_store() as store:
@@ -140,13 +149,19 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     """Show an agent with its config and its code.
 
     The values of config.env are hidden, since they are often secrets; --json shows them.
+
+    \b
+    Examples:
+      harness agents show greeter
+      harness agents show 3 --json | jq -r .code
     """
 
-    async def work() -> Agent:
+    async def work() -> tuple[Agent, str]:
         async with open_store() as store:
-            return await find_agent(store, agent)
+            found = await find_agent(store, agent)
+            return found, await _fires_text(store, found)
 
-    found = run_async(work)
+    found, fires = run_async(work)
     if as_json:
         print_model(found)
         return
@@ -157,6 +172,7 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
             "version": str(found.version),
             "program": _kind(found),
             "schedule": text.schedule_text(found.config),
+            "next fires": fires.removeprefix("next fires: "),
             "created": text.instant_text(found.created_at),
             "updated": text.instant_text(found.updated_at),
         }
@@ -221,7 +237,13 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete an agent with its tasks, logs and handoff artifacts. There is no way back."""
+    """Delete an agent with its tasks, logs and handoff artifacts. There is no way back.
+
+    \b
+    Examples:
+      harness agents delete greeter
+      harness agents delete 3 --yes
+    """
     if not yes and not sys.stdin.isatty():
         raise InvalidInputError("deleting asks first, and there is no terminal to answer on; give --yes")
 
@@ -299,7 +321,7 @@ def _kind(agent: Agent) -> str:
         return f"{len(agent.files)} files, {agent.entrypoint}"
     if agent.code:
         return f"code, {text.size_text(len(agent.code.encode()))}"
-    return f"command {' '.join(agent.options.command or ())}"
+    return f"command {' '.join(agent.config.get('command') or ())}"
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ CHECK_TIMEOUT_SECONDS = 60.0
 DOCTOR_STORE_ID = "doctor"
 
 _SMOKE_CODE = """\
-import json, handoff
+import handoff
 handoff.save({"seen": context["sent"]})
 print("hello")
 """
@@ -75,7 +75,7 @@ _NEEDS = {"settings": "valid settings", "store": "the store", "engine": "the eng
 
 
 class Doctor:
-    """One round of checks, with what earlier ones have opened for later ones. Use it as a context manager."""
+    """One round of checks, with what earlier ones have opened for later ones. Good for one round."""
 
     def __init__(self, *, with_run: bool = True) -> None:
         self._with_run = with_run
@@ -131,6 +131,8 @@ class Doctor:
             return finding(
                 CheckStatus.PROBLEM, f"no end within {CHECK_TIMEOUT_SECONDS:g} s", _REMEDIES.get(name)
             )
+        except Exception as error:  # noqa: BLE001 - the other checks may say what it comes from
+            return finding(CheckStatus.PROBLEM, f"unexpected: {error!r}", _REMEDIES.get(name))
 
     async def _check_settings(self) -> str:
         from harness.settings import get_settings

@@ -104,7 +104,12 @@ def set_(
 
 @app.command("clear")
 def clear(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
-    """Make the next run a first run. The history stays, and `handoff rollback` brings a state back."""
+    """Make the next run a first run. The history stays, and `handoff rollback` brings a state back.
+
+    \b
+    Example:
+      harness handoff clear greeter
+    """
 
     async def work() -> Agent:
         async with open_store() as store:
@@ -129,7 +134,13 @@ def history(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List an agent's artifacts, the newest first."""
+    """List an agent's artifacts, the newest first.
+
+    \b
+    Examples:
+      harness handoff history greeter
+      harness handoff history greeter --before 40 --json
+    """
 
     async def work() -> Sequence[HandoffArtifact]:
         async with open_store() as store:
@@ -165,7 +176,12 @@ def rollback(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Save an old version's state as the newest artifact."""
+    """Save an old version's state as the newest artifact.
+
+    \b
+    Example:
+      harness handoff rollback greeter 7
+    """
 
     async def work() -> HandoffArtifact:
         async with open_store() as store:

@@ -30,6 +30,11 @@ def build(
 
     Its base is python:3.12-slim where a registry gives it, else a small Debian made from packages. What is being done is
     printed to standard error, the image's name to standard output.
+
+    \b
+    Examples:
+      harness images build
+      harness images build --force
     """
 
     async def work() -> ImageInfo:
@@ -46,7 +51,12 @@ def build(
 
 @app.command("list")
 def list_(*, as_json: JsonOption = False) -> None:
-    """List the product's images on the engine, this release's first."""
+    """List the product's images on the engine, this release's first.
+
+    \b
+    Example:
+      harness images list
+    """
 
     async def work() -> list[ImageInfo]:
         async with _images() as images:

@@ -76,19 +76,30 @@ def read_config(source: str) -> dict[str, Any]:
         from harness.jsontext import decode_document
 
         return decode_document(text, what=f"the config in {where}")
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except RecursionError:
-        raise InvalidInputError(f"the config in {where} is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InvalidInputError(f"the config in {where} is not valid YAML: {_one_line(error)}") from error
+    value = _parse_yaml(text, where)
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise InvalidInputError(f"the config in {where} must be a mapping, got {type(value).__name__}")
     return value
+
+
+def _parse_yaml(text: str, where: str) -> object:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Leaves instants as text: a config holds what JSON can hold."""
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise InvalidInputError(f"the config in {where} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidInputError(f"the config in {where} is not valid YAML: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -170,7 +181,7 @@ def read_folder(folder: str) -> dict[str, str]:
     size = 0
     for path in _files_below(root):
         text = read_text(str(path), what="code", max_bytes=MAX_CODE_BYTES)
-        size += len(text)
+        size += len(text.encode())
         if size > MAX_CODE_BYTES:
             raise InvalidInputError(
                 f"the files in {folder!r} are larger than {MAX_CODE_BYTES:,} bytes together; is that the right folder?"

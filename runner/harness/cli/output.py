@@ -10,12 +10,14 @@ import os
 import queue
 import select
 import threading
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from harness.cli.text import TerminalText
-from harness.ports import OutputStream
 
-_Piece = tuple[OutputStream, bytes, bool]
+if TYPE_CHECKING:
+    from harness.ports import OutputStream
+
+    _Piece = tuple[OutputStream, bytes, bool]
 
 
 class LiveOutput:
@@ -41,6 +43,8 @@ class LiveOutput:
         self._line_is_open = False
         self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._problem: OSError | None = None
+        #: Whether something could not be printed since nobody reads it any more.
+        self.reader_is_gone = False
         # A daemon, so that a reader who never reads can't keep the process from leaving.
         self._thread = threading.Thread(target=self._print_all, name="output", daemon=True)
         self._thread.start()
@@ -87,6 +91,7 @@ class LiveOutput:
             _write_all(target.fileno(), data)
         except BrokenPipeError:
             self._streams[stream] = None
+            self.reader_is_gone = True
         except OSError as error:
             self._streams[stream] = None
             self._problem = error

@@ -120,7 +120,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, give_w
     Args:
         headers: Column titles.
         rows: Cells, as many as headers.
-        give_way: The column that is cut first when a terminal is too narrow. Nothing is cut elsewhere.
+        give_way: The column that is cut first where a terminal is too narrow; in a pipe nothing is cut.
     """
     cells = [[one_line(cell) or "-" for cell in row] for row in rows]
     if sys.stdout.isatty():

@@ -44,7 +44,7 @@ def run(
 
     The agent's standard output goes to standard output, its standard error and a closing line about the run to standard
     error. A completed run saves its new state, also when it was given a --context. With --json only the result is
-    printed, at the end. Ctrl+C cancels the run and removes its container.
+    printed, at the end. Ctrl+C cancels the run and removes its container; a reader that goes away (| head) does not end it.
 
     With --detach the run becomes a pending task, which is printed, and the command ends. It is retried like a scheduled
     one when it fails.

@@ -102,7 +102,13 @@ def list_(
 
 @app.command("show")
 def show(task: TaskArgument, *, as_json: JsonOption = False) -> None:
-    """Show a task with its attempts."""
+    """Show a task with its attempts.
+
+    \b
+    Examples:
+      harness tasks show 12
+      harness tasks show 12 --json | jq .attempts
+    """
 
     async def work() -> tuple[Task, dict[int, str]]:
         async with open_store() as store:
@@ -221,6 +227,8 @@ def logs(
     async def work() -> None:
         async with open_store() as store:
             async for chunk in _chunks(store, task, follow=follow):
+                if output.reader_is_gone:
+                    return
                 if chunk.stream in wanted:
                     output(chunk.stream, chunk.data)
 
@@ -228,6 +236,8 @@ def logs(
         run_async(work)
     finally:
         output.finish()
+    if output.reader_is_gone:
+        raise BrokenPipeError
 
 
 def _print_logs_json(task: int, wanted: set[str], *, follow: bool) -> None:

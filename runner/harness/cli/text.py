@@ -98,4 +98,6 @@ def schedule_text(config: Mapping[str, Any]) -> str:
     if schedule.get("type") == "interval":
         seconds, minutes = schedule.get("interval_seconds"), schedule.get("interval_minutes")
         text = f"every {minutes} min" if seconds is None else f"every {seconds} s"
+    elif schedule.get("timezone", "UTC") != "UTC":
+        text += f" {schedule['timezone']}"
     return text if schedule.get("enabled", True) else f"{text} (paused)"

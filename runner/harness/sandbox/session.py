@@ -60,12 +60,14 @@ class DockerSession:
     async def run(self, job: SandboxJob, *, sink: OutputSink, before_stop: BeforeStop) -> SandboxResult:
         """Run the job to its end; see the port."""
         began = self._clock.monotonic()
+        # Here and not beside the reading: a job that can't be sent must not look like one that does not end.
+        message = self._encode(job)
         self._before_stop = before_stop
         reading = asyncio.create_task(self._read(sink))
         killing = asyncio.create_task(self._kill_after_grace())
         helpers = (
             killing,
-            asyncio.create_task(self._send(job)),
+            asyncio.create_task(self._send(message)),
             asyncio.create_task(self._limit_wall_time()),
         )
         try:
@@ -110,7 +112,8 @@ class DockerSession:
         def take(stream: int, data: bytes) -> None:
             own = scanner.feed(data) if stream == 1 and self._supervised else data
             if own:
-                sink(names[stream], own)
+                # Stream 3 is the engine's own words about a failure: stdcopy.Systemerr in moby.
+                sink(names.get(stream, "stderr"), own)
 
         await demultiplex(self._reader, take)
         try:
@@ -135,18 +138,16 @@ class DockerSession:
             engine_oom_killed=bool(state.get("OOMKilled")),
         )
 
-    async def _send(self, job: SandboxJob) -> None:
+    async def _send(self, message: bytes) -> None:
         with contextlib.suppress(ConnectionError):  # it ended without reading; its output and exit code tell
-            if self._supervised:
-                self._writer.write(self._frames(job))
-                await self._writer.drain()
-            else:
-                self._writer.write(json.dumps(dict(job.context), allow_nan=False).encode() + b"\n")
-                await self._writer.drain()
-                if self._writer.can_write_eof():
-                    self._writer.write_eof()
+            self._writer.write(message)
+            await self._writer.drain()
+            if not self._supervised and self._writer.can_write_eof():
+                self._writer.write_eof()
 
-    def _frames(self, job: SandboxJob) -> bytes:
+    def _encode(self, job: SandboxJob) -> bytes:
+        if not self._supervised:
+            return json.dumps(dict(job.context), allow_nan=False).encode() + b"\n"
         private = {
             "nonce": self._nonce,
             "timeout_seconds": self._limits.timeout_seconds,

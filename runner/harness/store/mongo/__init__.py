@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any, Self
 
@@ -58,6 +59,7 @@ class MongoStore(MongoLogs):
         self._name = database
         self._uri: str | None = None
         self._store_id = ""
+        self._opening = asyncio.Lock()
 
     @classmethod
     def connect(cls, uri: str, *, database: str, clock: Clock | None = None) -> Self:
@@ -82,8 +84,11 @@ class MongoStore(MongoLogs):
 
     async def open(self) -> None:
         """Connect, check the schema, create indexes."""
-        if self._database is not None:
-            return
+        async with self._opening:
+            if self._database is None:
+                await self._open()
+
+    async def _open(self) -> None:
         location = self._name
         if self._uri is not None:
             self._client = driver.connect(self._uri)
@@ -101,8 +106,10 @@ class MongoStore(MongoLogs):
 
     async def close(self) -> None:
         """Close the client, if it is the store's own."""
-        self._database = None
+        database, self._database = self._database, None
         self._measured = None
+        if database is not None:
+            await database.drain()
         if self._uri is not None:
             client, self._client = self._client, None
             if client is not None:

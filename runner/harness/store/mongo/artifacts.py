@@ -81,11 +81,12 @@ class MongoArtifacts(MongoAgents):
 
     async def _place_artifact(self, task: Document) -> None:
         agent_id, content = task["agent_id"], task[PENDING_ARTIFACT]
-        # Somebody may have cut in after the insert, or be at it at this moment.
-        while not await self._db.find_one(ARTIFACTS, {"task_id": task["_id"]}):
-            newest = await self._newest_artifact(agent_id)
-            fields = documents.artifact_after(newest) | content
+        while True:
+            fields = documents.artifact_after(await self._newest_artifact(agent_id)) | content
             if await self._insert_artifact(agent_id, task["completed_at"], fields, task["_id"]):
+                break
+            # Either another artifact has this version now, or this one was inserted before.
+            if await self._db.find_one(ARTIFACTS, {"task_id": task["_id"]}):
                 break
         await self._db.update_one(
             TASKS,

@@ -6,8 +6,11 @@ on `aggregate`, sessions and closing, so the store does without.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import warnings
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -31,6 +34,9 @@ Document = dict[str, Any]
 #: A field and 1 or -1, as in MongoDB's own shell.
 Sort = Sequence[tuple[str, int]]
 
+#: How long closing waits for calls under way.
+DRAIN_SECONDS = 5.0
+
 #: MongoDB's bound on one document, in bytes of BSON.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 
@@ -38,8 +44,9 @@ MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _DEFAULTS = {
     # How long to look for a server; short, since a caller can try again.
     "serverSelectionTimeoutMS": 5_000,
-    # How long one operation may take in all: a server that stops answering must not hold a caller for ever.
-    "timeoutMS": 20_000,
+    # How long to wait for an answer: a server that hangs must not hold a caller for ever. Not `timeoutMS`, which PyMongo
+    # lets override the bound above.
+    "socketTimeoutMS": 20_000,
 }
 
 # Error codes of the server: AuthenticationFailed, Unauthorized, AtlasError (failed authentication).
@@ -47,6 +54,8 @@ _REFUSED_CODES = frozenset({18, 13, 8000})
 _DUPLICATE_KEY_CODE = 11000
 # BSONObjectTooLarge, and what an update that lets a document grow too large gives.
 _TOO_LARGE_CODES = frozenset({10334, 17419, 17420})
+
+_MAY_HOLD_SECRETS = re.compile("@|password|authmechanismproperties", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -73,11 +82,16 @@ def connect(uri: str) -> AsyncMongoClient[Document]:
         for name, value in _DEFAULTS.items()
         if not re.search(rf"[?&;]{name}=", uri, re.IGNORECASE)
     }
-    try:
-        return AsyncMongoClient(uri, **options)
-    except (ConfigurationError, ValueError, TypeError) as error:
-        # The driver's words may quote a part of the password, and its exception would stand in the traceback.
-        detail = f": {error}" if "@" not in uri else ""
+    detail = ""
+    if uri.startswith(("mongodb://", "mongodb+srv://")):
+        try:
+            with warnings.catch_warnings():
+                # The driver would warn of a misspelt tls=…, and go on without TLS.
+                warnings.simplefilter("error", UserWarning)
+                return AsyncMongoClient(uri, **options)
+        except (ConfigurationError, ValueError, TypeError, UserWarning) as error:
+            # The driver's words may quote a part of the password, and its exception would stand in the traceback.
+            detail = "" if _MAY_HOLD_SECRETS.search(uri) else f": {error}"
     raise StoreUnavailableError(
         f"the MongoDB connection string for {describe_uri(uri)} is malformed{detail}; it must look like "
         "mongodb://user:password@host:27017/, with user and password percent-encoded (RFC 3986)"
@@ -113,6 +127,12 @@ class Database:
         # Majority: a write that a failover can undo is not durable, whatever the client was set to.
         self._database = client.get_database(name, write_concern=WriteConcern("majority"))
         self._location = location
+        self._calls: set[asyncio.Future[Any]] = set()
+
+    async def drain(self) -> None:
+        """Wait for calls whose callers were cancelled; not for long, should the server hang."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=DRAIN_SECONDS)
 
     async def server_time(self) -> datetime | None:
         """Ask for the server's time; None when it has no such thing, as mongomock."""
@@ -210,11 +230,10 @@ class Database:
             update = self._database["counters"].find_one_and_update(
                 {"_id": name}, {"$inc": {"value": count}}, upsert=True, return_document=ReturnDocument.AFTER
             )
-            try:
-                return int((await self._call(update))["value"]) - count + 1
-            except DuplicateKey:
-                # Two upserts made the counter at once, and this one came second.
-                continue
+            # Two upserts that make the counter at once: the second one fails, or finds nothing, and counts again.
+            with suppress(DuplicateKey):
+                if counter := await self._call(update):
+                    return int(counter["value"]) - count + 1
 
     async def ensure_index(
         self, collection: str, keys: Sort, *, unique: bool = False, sparse: bool = False
@@ -229,12 +248,23 @@ class Database:
             raise InvalidInputError(f"MongoDB cannot hold a value: {error}") from error
 
     async def _call(self, awaitable: Awaitable[T]) -> T:
+        # Not cancelled with its caller: the driver would throw away the connection, and leak its socket when it was just
+        # being made.
+        call = asyncio.ensure_future(awaitable)
+        self._calls.add(call)
+        call.add_done_callback(self._forget)
         try:
-            return await awaitable
+            return await asyncio.shield(call)
         except DuplicateKeyError as error:
             raise DuplicateKey(str(error)) from error
         except (PyMongoError, BSONError, OverflowError) as error:
             raise self._explain(error) from error
+
+    def _forget(self, call: asyncio.Future[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            # Looked at, or asyncio would report the error of a call that nobody waits for any more.
+            call.exception()
 
     def _explain(self, error: Exception) -> HarnessError:
         where, words = self._location, str(error)[:300]

@@ -124,6 +124,10 @@ class MongoTasks(MongoSlots):
         """Write a task's end with its artifact inside, in one update; then move the artifact to its own place."""
         content = None if artifact is None else documents.artifact_content(artifact)
         now = await self.now()
+        if content is not None:
+            # What earlier runs of the agent left goes first: their artifacts must not come after this one.
+            document = await self._db.find_one(TASKS, {"_id": int64(task_id)}) or {}
+            await self._place_pending_artifacts(document.get("agent_id", 0))
         task = await self._change(
             task_id,
             lambda stored: transitions.finish(stored, task_id, fence, outcome, now),

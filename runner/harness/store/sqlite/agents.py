@@ -11,7 +11,7 @@ from harness.store.documents import check_page, int64
 from harness.store.sqlite.base import SqlitePart
 from harness.store.sqlite.rows import check_agent, insert, one, to_document, update
 
-#: Tasks deleted per transaction, so that deleting an agent with a long history does not lock others out.
+#: Tasks or artifacts deleted per transaction, so that deleting an agent with a long history locks nobody out.
 _DELETE_BATCH = 100
 
 
@@ -97,12 +97,11 @@ class SqliteAgents(SqlitePart):
             # With the mark, so that no schedule is ever due for an agent that can't run.
             db.execute("DELETE FROM schedules WHERE agent_id = ?", (agent_id,))
             db.execute("DELETE FROM unsynced WHERE agent_id = ?", (agent_id,))
-            db.execute(
-                "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE agent_id = ? LIMIT ?)",
-                (agent_id, _DELETE_BATCH),
-            )
-            if one(db, "SELECT id FROM tasks WHERE agent_id = ? LIMIT 1", agent_id):
-                return False
+            for table in ("tasks", "artifacts"):
+                rows = f"SELECT rowid FROM {table} WHERE agent_id = ? LIMIT ?"  # noqa: S608 - the names above
+                db.execute(f"DELETE FROM {table} WHERE rowid IN ({rows})", (agent_id, _DELETE_BATCH))  # noqa: S608
+                if one(db, rows, agent_id, 1):
+                    return False
             db.execute("DELETE FROM agents WHERE id = ?", (agent_id,))
             return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -102,18 +103,25 @@ class SqliteFile:
         self._path = path
         self._lock_timeout_seconds = lock_timeout_seconds
         self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
         self.store_id = ""
 
     async def open(self) -> None:
         """Open the file and make what is missing."""
-        if self._connection is not None:
-            return
+        async with self._opening:
+            if self._connection is None:
+                await self._open()
+
+    async def _open(self) -> None:
         connection = _Connection(self._connect, iter_chunk_size=64)
         try:
             await connection
             self.store_id = await connection.run(self._prepare)
         except BaseException as error:
             await connection.close()
+            # A connection that never came up tells its thread to end and does not wait for that; by the time the
+            # thread reports back, the event loop may be closed.
+            await asyncio.to_thread(connection._thread.join)  # noqa: SLF001 - aiosqlite offers nothing for this
             if isinstance(error, sqlite3.Error | OSError):
                 raise self._explain(error) from error
             raise

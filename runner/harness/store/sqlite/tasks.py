@@ -81,7 +81,7 @@ class SqliteTasks(SqliteArtifacts):
             wanted["status"] = status.value
         where = " AND ".join(f"{name} = :{name}" for name in wanted) or "TRUE"
         count_sql = f"SELECT count(*) FROM tasks WHERE {where}"  # noqa: S608 - fixed names; values are bound
-        # The ids come from an index alone, so that a far page does not read the rows before it.
+        # With a filter the ids come from an index alone, so that a far page does not read the rows before it.
         page_sql = (
             "SELECT * FROM tasks WHERE id IN "  # noqa: S608 - as above
             f"(SELECT id FROM tasks WHERE {where} ORDER BY id DESC LIMIT :limit OFFSET :offset) ORDER BY id DESC"

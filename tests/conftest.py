@@ -1,0 +1,38 @@
+"""What holds for every test: nothing that it started outlives the whole run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from time import monotonic, sleep
+
+import psutil
+import pytest
+
+
+def _left() -> list[str]:
+    me = psutil.Process()
+    children = [f"process {child.pid}: {child.name()}" for child in me.children(recursive=True)]
+    # The engine's; a database driver's own pool of threads ends with the interpreter.
+    threads = [
+        f"thread {thread.name}" for thread in threading.enumerate() if thread.name.startswith("docker")
+    ]
+    connections = [
+        f"connection to {connection.raddr}"
+        for connection in me.net_connections(kind="unix")
+        if "docker.sock" in str(connection.raddr)
+    ]
+    return children + threads + connections
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Looks at the end for processes, for threads of the engine's client and for connections to an engine.
+
+    Containers are looked for by ``tests.sandboxes.no_container_is_left``.
+    """
+    yield
+    deadline = monotonic() + 10
+    while (left := _left()) and monotonic() < deadline:
+        sleep(0.1)
+    assert left == []

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from harness import recovery
+from harness.errors import EngineUnavailableError, LeaseLostError, SandboxError
+from harness.models import AgentDraft, Claim, NewTask, Outcome, Reason, Task, TaskStatus
+from harness.ports import OwnedContainer, SandboxLabels
+from harness.recovery import sweep
+from harness.testing import FakeClock, FakeSandbox, MemoryStore
+
+LEASE_SECONDS = 30.0
+CLAIM = Claim(owner="runner", lease_seconds=LEASE_SECONDS)
+
+
+class World:
+    """A store with one agent, and a sandbox."""
+
+    def __init__(self, store: MemoryStore, sandbox: FakeSandbox, clock: FakeClock, agent_id: int) -> None:
+        self.store, self.sandbox, self.clock, self.agent_id = store, sandbox, clock, agent_id
+
+    async def running_task(self) -> Task:
+        slot = f"{self.agent_id}-{len((await self.store.list_tasks()).items)}"
+        return await self.store.create_task(NewTask(agent_id=self.agent_id, active_slot=slot), claim=CLAIM)
+
+    def container(self, task: Task, *, fence: int | None = None, state: str = "running") -> str:
+        labels = SandboxLabels(self.store.store_id, task.id, task.fence if fence is None else fence)
+        return self.sandbox.add_container(labels, state)
+
+    async def containers(self) -> list[str]:
+        return [owned.container_id for owned in await self.sandbox.owned_containers(self.store.store_id)]
+
+    async def let_leases_end(self) -> None:
+        await self.clock.advance(LEASE_SECONDS + 1)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    clock = FakeClock()
+    store = MemoryStore(clock=clock)
+    await store.open()
+    agent = await store.create_agent(AgentDraft(name="a", code="x = 1"))
+    yield World(store, FakeSandbox(), clock, agent.id)
+    await store.close()
+
+
+async def test_with_nothing_to_do_nothing_is_done(world: World) -> None:
+    report = await sweep(world.store, world.sandbox)
+
+    assert (report.removed_containers, report.lost_tasks) == (0, ())
+
+
+async def test_a_container_with_a_live_lease_stays_and_its_task_runs_on(world: World) -> None:
+    task = await world.running_task()
+    container = world.container(task)
+
+    report = await sweep(world.store, world.sandbox)
+
+    assert (report.removed_containers, report.lost_tasks) == (0, ())
+    assert await world.containers() == [container]
+    assert (await world.store.get_task(task.id)).status is TaskStatus.RUNNING
+
+
+@pytest.mark.parametrize("state", ["created", "running", "paused", "exited", "dead"])
+async def test_a_task_whose_lease_ran_out_ends_as_lost_and_its_container_goes(
+    world: World, state: str
+) -> None:
+    task = await world.running_task()
+    world.container(task, state=state)
+    await world.let_leases_end()
+
+    report = await sweep(world.store, world.sandbox)
+
+    assert (report.removed_containers, report.lost_tasks) == (1, (task.id,))
+    assert await world.containers() == []
+    ended = await world.store.get_task(task.id)
+    assert (ended.status, ended.reason) == (TaskStatus.FAILED, Reason.LOST)
+    assert ended.completed_at is not None
+    with pytest.raises(LeaseLostError):
+        await world.store.finish_task(task.id, task.fence, Outcome(reason=Reason.COMPLETED))
+
+
+async def test_a_task_without_a_container_ends_as_lost_as_well(world: World) -> None:
+    task = await world.running_task()
+    await world.let_leases_end()
+
+    assert (await sweep(world.store, world.sandbox)).lost_tasks == (task.id,)
+
+
+async def test_a_reason_recorded_before_the_runner_died_stays(world: World) -> None:
+    task = await world.running_task()
+    await world.store.record_reason(task.id, task.fence, Reason.TIMEOUT, "ran longer than its limit")
+    await world.let_leases_end()
+
+    await sweep(world.store, world.sandbox)
+
+    ended = await world.store.get_task(task.id)
+    assert (ended.reason, ended.error) == (Reason.TIMEOUT, "ran longer than its limit")
+
+
+async def test_the_slot_of_a_lost_task_is_free(world: World) -> None:
+    new = NewTask(agent_id=world.agent_id, active_slot="1")
+    await world.store.create_task(new, claim=CLAIM)
+    await world.let_leases_end()
+
+    await sweep(world.store, world.sandbox)
+
+    assert (await world.store.create_task(new, claim=CLAIM)).status is TaskStatus.RUNNING
+
+
+async def test_the_container_of_an_older_fence_goes_and_that_of_the_live_one_stays(world: World) -> None:
+    task = await world.running_task()
+    old = world.container(task)
+    await world.let_leases_end()
+    again = await world.store.claim_task(task, CLAIM)
+    assert again is not None
+    new = world.container(again)
+
+    report = await sweep(world.store, world.sandbox)
+
+    assert report.removed_containers == 1
+    assert await world.containers() == [new]
+    assert old != new
+
+
+async def test_the_container_of_an_ended_or_unknown_task_goes(world: World) -> None:
+    task = await world.running_task()
+    await world.store.finish_task(task.id, task.fence, Outcome(reason=Reason.COMPLETED))
+    world.container(task)
+    world.sandbox.add_container(SandboxLabels(world.store.store_id, 999, 1))
+
+    assert (await sweep(world.store, world.sandbox)).removed_containers == 2
+    assert await world.containers() == []
+
+
+async def test_another_stores_containers_are_none_of_ours(world: World) -> None:
+    world.sandbox.add_container(SandboxLabels("another store", 1, 1))
+
+    assert (await sweep(world.store, world.sandbox)).removed_containers == 0
+    assert len(await world.sandbox.owned_containers("another store")) == 1
+
+
+async def test_a_task_whose_container_will_not_go_is_not_given_up(world: World) -> None:
+    stuck, other = await world.running_task(), await world.running_task()
+    world.container(stuck)
+    await world.let_leases_end()
+    world.sandbox.remove_error = SandboxError("device or resource busy")
+
+    report = await sweep(world.store, world.sandbox)
+
+    assert (report.removed_containers, report.lost_tasks) == (0, (other.id,))
+    assert (await world.store.get_task(stuck.id)).status is TaskStatus.RUNNING
+    world.sandbox.remove_error = None
+    assert (await sweep(world.store, world.sandbox)).lost_tasks == (stuck.id,)
+
+
+async def test_an_engine_that_does_not_answer_leaves_every_task_alone(world: World) -> None:
+    task = await world.running_task()
+    await world.let_leases_end()
+
+    class Silent(FakeSandbox):
+        async def owned_containers(self, store_id: str) -> Any:
+            raise EngineUnavailableError("no answer")
+
+    with pytest.raises(EngineUnavailableError):
+        await sweep(world.store, Silent())
+    assert (await world.store.get_task(task.id)).status is TaskStatus.RUNNING
+
+
+async def test_a_lease_extended_during_the_sweep_keeps_its_task(world: World) -> None:
+    task = await world.running_task()
+    await world.let_leases_end()
+    extended = False
+    look = world.store.due_tasks
+
+    async def extend_after_the_look(**arguments: Any) -> Any:
+        nonlocal extended
+        due = await look(**arguments)
+        if not extended:
+            extended = True
+            await world.store.extend_lease(task.id, task.fence, LEASE_SECONDS)
+        return due
+
+    world.store.due_tasks = extend_after_the_look  # type: ignore[method-assign]
+
+    assert (await sweep(world.store, world.sandbox)).lost_tasks == ()
+    assert (await world.store.get_task(task.id)).status is TaskStatus.RUNNING
+
+
+async def test_a_container_started_by_a_frozen_runner_during_the_sweep_goes_too(world: World) -> None:
+    task = await world.running_task()
+    await world.let_leases_end()
+
+    class Thawing(FakeSandbox):
+        looks = 0
+
+        async def owned_containers(self, store_id: str) -> list[OwnedContainer]:
+            found = list(await super().owned_containers(store_id))
+            if not self.looks:
+                self.add_container(SandboxLabels(store_id, task.id, task.fence))
+            self.looks += 1
+            return found
+
+    sandbox = Thawing()
+    report = await sweep(world.store, sandbox)
+
+    assert (report.removed_containers, report.lost_tasks) == (1, (task.id,))
+    assert await sandbox.owned_containers(world.store.store_id) == []
+
+
+async def test_two_sweeps_at_once_end_a_task_once(world: World) -> None:
+    task = await world.running_task()
+    world.container(task)
+    await world.let_leases_end()
+
+    reports = await asyncio.gather(*(sweep(world.store, world.sandbox) for _ in range(3)))
+
+    assert sorted(lost for report in reports for lost in report.lost_tasks) == [task.id]
+    assert await world.containers() == []
+
+
+async def test_more_lost_tasks_than_a_sweep_looks_at_go_in_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "BATCH", 2)
+    tasks = [await world.running_task() for _ in range(5)]
+    await world.let_leases_end()
+
+    lost = [(await sweep(world.store, world.sandbox)).lost_tasks for _ in range(4)]
+
+    assert [len(batch) for batch in lost] == [2, 2, 1, 0]
+    assert {task_id for batch in lost for task_id in batch} == {task.id for task in tasks}
