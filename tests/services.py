@@ -94,7 +94,8 @@ class Site:
         log = self.folder / f"log-{len(self.services)}"
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [HARNESS, *arguments, "--log-format", "json"],
+                # Whoever runs the tests in the background has SIGINT ignored.
+                ["env", "--default-signal=INT", HARNESS, *arguments, "--log-format", "json"],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
