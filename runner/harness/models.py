@@ -224,7 +224,7 @@ class Usage(Model):
 class Attempt(Model):
     """One container launch of a task."""
 
-    #: Counts from 1; equals the fence of the claim under which it ran.
+    #: The fence of the claim under which it ran: rises from 1, and skips one where a runner was lost.
     number: int
     started_at: Instant
     ended_at: Instant | None = None

@@ -342,7 +342,7 @@ class TaskRun:
             task={
                 "agent_id": agent.id,
                 "task_id": task.id,
-                "attempt": task.fence,
+                "attempt": len(task.attempts),
                 "run_count": run_count,
                 "previous_outcome": _previous_outcome(task),
             },
