@@ -53,6 +53,23 @@ def synced(source: ScheduleSource, now: datetime) -> ScheduleState:
     )
 
 
+def past_trigger(source: ScheduleSource, start: datetime) -> Trigger:
+    """Return an agent's trigger as if its schedule had been in force before `start` already, on the grid it has.
+
+    Args:
+        source: With a schedule and a state.
+        start: Aware.
+    """
+    schedule, state = AgentConfig.parse(source.config).schedule, source.state
+    assert schedule is not None
+    assert state is not None
+    anchor = min(state.anchor_at, start - timedelta(seconds=1))
+    if schedule.type == "interval":
+        step = timedelta(minutes=schedule.interval_minutes or 0, seconds=schedule.interval_seconds or 0)
+        anchor = state.anchor_at + (anchor - state.anchor_at) // step * step
+    return make_trigger(schedule, agent_id=source.agent_id, anchor=anchor)
+
+
 def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int) -> FirePlan:
     """Plan everything that a schedule owes up to `now`.
 

@@ -16,7 +16,7 @@ from harness.aio import uninterrupted
 from harness.config import AgentConfig
 from harness.errors import ConflictError, DuplicateFireError, HarnessError, InvalidInputError
 from harness.executor import AgentExecutor
-from harness.firing import plan_fires, synced
+from harness.firing import past_trigger, plan_fires, synced
 from harness.models import (
     FirePlan,
     NewTask,
@@ -224,8 +224,10 @@ class TaskScheduler:
             raise InvalidInputError(
                 f"the range ends at {end.isoformat()}, in the future; end it now or earlier"
             )
-        # From long ago: a backfill may reach before the schedule came into force.
-        trigger = make_trigger(options.schedule, agent_id=agent_id, anchor=start - timedelta(seconds=1))
+        if source.state is None:
+            await self.sync_agent_schedule(agent_id)
+            source = await store.get_schedule(agent_id)
+        trigger = past_trigger(source, start)
         just_before = start - timedelta(microseconds=1)
         count = trigger.count_between(just_before, end)
         if count > MAX_BACKFILL:
