@@ -39,11 +39,11 @@ async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str 
 class Shop:
     """A store, a sandbox, a clock, and an executor on them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.clock = FakeClock()
         self.store = MemoryStore(clock=self.clock)
         self.sandbox = FakeSandbox()
-        self.settings = Settings(data_dir=folder, lease_seconds=LEASE_SECONDS)
+        self.settings = Settings(data_dir=folder, lease_seconds=lease_seconds)
         self.executor = AgentExecutor(
             store=self.store, sandbox=self.sandbox, clock=self.clock, settings=self.settings
         )
