@@ -1,7 +1,8 @@
 """Holds what was seen against the promises P1 to P7. Pure; computes due fires by itself, not by the product's triggers.
 
 The agents are those of `tests.torture.fleet`: they print ``begin TASK ATTEMPT`` and ``end TASK ATTEMPT``, and keep in their
-state a counter ``n`` and the ``task`` and ``attempt`` that saved it. The schedules are plain intervals, or cron minutely
+state a counter ``n`` and the ``task`` and ``attempt`` that saved it, attempts counted from 1. In the store an attempt has
+the fence of its claim for a number. The schedules are plain intervals, or cron minutely
 in UTC, and end by `end_at`, long past when the facts are taken.
 """
 
@@ -135,7 +136,7 @@ def _check_artifacts(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violat
         task = by_id.get(artifact.task_id or 0)
         if task is not None and (artifact.state["task"], artifact.state["attempt"]) != (
             task.id,
-            task.attempts[-1].number,
+            len(task.attempts),
         ):
             yield Violation(
                 "P6", f"task {task.id}'s artifact is of {artifact.state}, not of its last attempt"
@@ -175,23 +176,25 @@ def _check_logs(task: Task, facts: Facts) -> Iterator[Violation]:
     ends = {
         one.number: other.started_at for one, other in zip(task.attempts, task.attempts[1:], strict=False)
     }
-    numbers = {attempt.number for attempt in task.attempts}
+    ordinals = {attempt.number: ordinal for ordinal, attempt in enumerate(task.attempts, start=1)}
     texts: defaultdict[int, bytearray] = defaultdict(bytearray)
     for chunk in facts.logs.get(task.id, ()):
         number = log_attempt(chunk.seq)
-        if number not in numbers:
+        if number not in ordinals:
             yield Violation("P6", f"task {task.id} has output of attempt {number}, which it never had")
         elif number in ends and chunk.at > ends[number]:
             yield Violation("P6", f"attempt {number} of task {task.id} wrote after it was replaced")
         if chunk.stream == "stdout":
             texts[number] += chunk.data
     for number, text in texts.items():
+        words = f"{task.id} {ordinals.get(number)}"
         for line in text.decode(errors="replace").splitlines():
-            if line not in (f"begin {task.id} {number}", f"end {task.id} {number}"):
+            if line not in (f"begin {words}", f"end {words}"):
                 yield Violation("P6", f"attempt {number} of task {task.id} has the line {line!r}")
     if task.status is TaskStatus.COMPLETED:
         number = task.attempts[-1].number
-        if texts[number].decode() != f"begin {task.id} {number}\nend {task.id} {number}\n":
+        words = f"{task.id} {len(task.attempts)}"
+        if texts[number].decode() != f"begin {words}\nend {words}\n":
             yield Violation(
                 "P6", f"the winning attempt {number} of task {task.id} printed {bytes(texts[number])!r}"
             )

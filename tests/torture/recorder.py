@@ -26,7 +26,7 @@ class Recorder:
         self._url = url
         self._filters = {"type": "container", "label": f"{LABEL_STORE}={store_id}"}
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._record, name="recorder")
+        self._thread = threading.Thread(target=self._record, name="recorder", daemon=True)
         self._stream: Any = None
         #: Grows while it records.
         self.sights: list[Sight] = []

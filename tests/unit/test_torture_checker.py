@@ -54,7 +54,9 @@ class Scene:
     def run(self, task_id: int, *, fire: float, ends: list[Reason], seconds: float) -> None:
         now, attempts = fire + 0.1, []
         logs = self.logs.setdefault(task_id, [])
-        for number, reason in enumerate(ends, start=1):
+        for ordinal, reason in enumerate(ends, start=1):
+            # The end of a lost attempt takes a fence, too.
+            number = 2 * ordinal - 1
             attempts.append(
                 Attempt(number=number, started_at=at(now), ended_at=at(now + seconds), reason=reason)
             )
@@ -64,7 +66,7 @@ class Scene:
             ]
             words = ("begin", "end") if reason is Reason.COMPLETED else ("begin",)
             for index, word in enumerate(words):
-                data = f"{word} {task_id} {number}\n".encode()
+                data = f"{word} {task_id} {ordinal}\n".encode()
                 logs.append(
                     LogChunk(seq=log_seq(number, index), stream="stdout", data=data, at=at(now + seconds))
                 )
@@ -76,7 +78,7 @@ class Scene:
         self.tasks.append(
             Task(id=task_id, agent_id=1, status=ends[-1].status, trigger="schedule", scheduled_at=at(fire),
                  fire_at=at(fire), created_at=at(fire + 0.05), started_at=at(fire + 0.1), completed_at=at(now),
-                 attempts=tuple(attempts), reason=ends[-1], retry_count=len(ends) - 1, max_retries=3, fence=len(ends))
+                 attempts=tuple(attempts), reason=ends[-1], retry_count=len(ends) - 1, max_retries=3, fence=number)
         )  # fmt: skip
         count = len(self.artifacts) + 1
         state = {"n": count, "task": task_id, "attempt": len(ends)}
@@ -160,7 +162,7 @@ def _overlap(scene: Scene) -> None:
 
 
 def _start_before_the_old_one_died(scene: Scene) -> None:
-    old_dies, new_starts = scene.sight("die", 3, 1, 32.1), scene.sight("start", 3, 2, 32.1)
+    old_dies, new_starts = scene.sight("die", 3, 1, 32.1), scene.sight("start", 3, 3, 32.1)
     one, other = scene.sights.index(old_dies), scene.sights.index(new_starts)
     destroyed = scene.sights.index(scene.sight("destroy", 3, 1, 32.1))
     scene.sights.insert(one, scene.sights.pop(other))
@@ -264,13 +266,13 @@ def _leave_a_container(scene: Scene) -> None:
         (_lose_an_update, "P6: agent 1 counted 1 in run 2"),
         (_write_after_being_replaced, "P6: attempt 1 of task 3 wrote after it was replaced"),
         (_write_as_nobody, "P6: task 3 has output of attempt 7"),
-        (_mix_output_up, "P6: attempt 2 of task 3 has the line 'begin 3 1'"),
+        (_mix_output_up, "P6: attempt 3 of task 3 has the line 'begin 3 1'"),
         (_lose_the_last_words, "P6: the winning attempt 1 of task 1 printed"),
         (_run_twice, "P2: task 1, attempt 1 ran in 2 containers"),
         (_run_nothing, "P2: task 1, attempt 1 is completed, and no container ran"),
         (_run_what_nobody_claimed, "P6: create of a container for task 3, attempt 9: not known"),
         (_go_on_after_completing, "P6: attempt 1 of task 3 completed, and another followed"),
-        (_begin_before_the_old_attempt_ended, "P6: attempts 1 and 2 of task 3 overlap"),
+        (_begin_before_the_old_attempt_ended, "P6: attempts 1 and 3 of task 3 overlap"),
         (_leave_a_container, "P7: container c3.2 is left"),
     ],
 )  # fmt: skip
