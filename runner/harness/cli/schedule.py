@@ -31,7 +31,12 @@ Work = Callable[["TaskScheduler", "Agent"], Awaitable[T]]
 
 @app.command("show")
 def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
-    """Show an agent's schedule, where it stands, and its next fires."""
+    """Show an agent's schedule, where it stands, and its next fires.
+
+    \b
+    Example:
+      harness schedule show nightly
+    """
 
     async def work() -> tuple[Agent, ScheduleState | None, list[datetime]]:
         async with open_store() as store:
@@ -71,7 +76,12 @@ def next_(
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """Print an agent's next fire times, one a line; none when its schedule is off."""
+    """Print an agent's next fire times, one a line; none when its schedule is off.
+
+    \b
+    Example:
+      harness schedule next nightly -n 10
+    """
     fires = _run(agent, lambda scheduler, found: scheduler.next_fires(found.id, number))[1]
     if as_json:
         print_json({"next_fires": _rendered(fires)})
@@ -84,28 +94,48 @@ def next_(
 
 @app.command("pause")
 def pause(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
-    """Fire an agent no more until it is resumed, over restarts too. What runs goes on."""
+    """Fire an agent no more until it is resumed, over restarts too. What runs goes on.
+
+    \b
+    Example:
+      harness schedule pause nightly
+    """
     found, state = _run(agent, lambda scheduler, found: scheduler.pause(found.id))
     _show_state(found, state, "paused", as_json=as_json)
 
 
 @app.command("resume")
 def resume(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
-    """Fire a paused agent again, from now on; what would have fired meanwhile is not made up for."""
+    """Fire a paused agent again, from now on; what would have fired meanwhile is not made up for.
+
+    \b
+    Example:
+      harness schedule resume nightly
+    """
     found, state = _run(agent, lambda scheduler, found: scheduler.resume(found.id))
     _show_state(found, state, "resumed", as_json=as_json)
 
 
 @app.command("add")
 def add(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
-    """Take the schedule in an agent's config into force again, after a remove or a pause."""
+    """Take the schedule in an agent's config into force again, after a remove or a pause.
+
+    \b
+    Example:
+      harness schedule add nightly
+    """
     found, state = _run(agent, lambda scheduler, found: scheduler.add_agent_schedule(found.id))
     _show_state(found, state, "in force", as_json=as_json)
 
 
 @app.command("remove")
 def remove(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
-    """Take an agent's schedule out of force until it is added again. Its config keeps it; its tasks stay."""
+    """Take an agent's schedule out of force until it is added again. Its config keeps it; its tasks stay.
+
+    \b
+    Example:
+      harness schedule remove nightly
+    """
     found = _run(agent, lambda scheduler, found: scheduler.remove_agent_schedule(found.id))[0]
     if as_json:
         print_json({"agent_id": found.id, "removed": True})
@@ -129,7 +159,9 @@ def backfill(
 
     \b
     Examples:
-      harness schedule backfill nightly --from 2026-01-01T00:00Z --to 2026-01-08T00:00Z
+      harness schedule backfill nightly --from 2026-01-01T00:00Z
+      harness schedule backfill hourly --from 2026-01-01T00:00+01:00 \\
+          --to 2026-01-02T00:00+01:00
     """
     first, last = _instant(begin, "--from"), None if end is None else _instant(end, "--to")
 

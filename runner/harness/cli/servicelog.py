@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 from harness.cli.text import neutralize_json, one_line
 
@@ -75,8 +75,9 @@ def _value_text(value: object) -> str:
 
 
 class _ThreadedHandler(logging.Handler):
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__()
+        self._stream = stream
         self._waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         # A daemon, so that a reader who never reads can't keep the process from leaving.
@@ -114,31 +115,35 @@ class _ThreadedHandler(logging.Handler):
 
     def _write(self, line: str) -> None:
         try:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+            self._stream.write(line + "\n")
+            self._stream.flush()
         except (OSError, ValueError):
             # A reader that has gone away, or a full disk, is no reason to end.
             self._dropped += 1
 
 
 @contextmanager
-def service_log(log_format: LogFormat) -> Iterator[None]:
-    """Log to standard error within the block: the product's events, and what others warn of."""
-    handler = _ThreadedHandler()
+def service_log(log_format: LogFormat, stream: TextIO | None = None) -> Iterator[None]:
+    """Log within the block: the product's events, and what others warn of.
+
+    Args:
+        log_format: How a line looks.
+        stream: Where the lines go. None: standard error.
+    """
+    handler = _ThreadedHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else TextFormatter())
-    root, own = logging.getLogger(), logging.getLogger("harness")
-    before = (root.handlers[:], root.level, own.handlers[:], own.level)
-    root.handlers[:], own.handlers[:] = [handler], []
+    root = logging.getLogger()
+    own = [logging.getLogger(name) for name in ("harness", "harness_server")]
+    before = [(log, log.level, log.handlers[:]) for log in (root, *own)]
+    root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    own.setLevel(logging.INFO)
-    server = logging.getLogger("harness_server")
-    server_level = server.level
-    server.setLevel(logging.INFO)
+    for log in own:
+        log.handlers.clear()
+        log.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.handlers[:], own.handlers[:] = before[0], before[2]
-        root.setLevel(before[1])
-        own.setLevel(before[3])
-        server.setLevel(server_level)
+        for log, level, handlers in before:
+            log.setLevel(level)
+            log.handlers[:] = handlers
         handler.finish()

@@ -151,6 +151,10 @@ def cancel(task: TaskArgument, *, as_json: JsonOption = False) -> None:
     """Cancel a task: a pending one at once; a running one is stopped by its runner within a second or two.
 
     A task that has ended stays as it is.
+
+    \b
+    Example:
+      harness tasks cancel 12
     """
 
     async def work() -> Task:
@@ -175,7 +179,12 @@ def retry(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a failed task tried again, after its agent's retry delay; a `harness serve` or `harness runner` does it."""
+    """Have a failed task tried again, after its agent's retry delay; a `harness serve` or `harness runner` does it.
+
+    \b
+    Example:
+      harness tasks retry 12 --force
+    """
 
     async def work() -> Task:
         async with open_store() as store:
