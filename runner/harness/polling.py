@@ -1,16 +1,21 @@
-"""The wait between two looks at the store: until somebody wakes it, something falls due, or a bound has passed."""
+"""What loops that run for months share: the wait between two looks at the store, and what they say of an outage."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from harness.errors import StoreError
+from harness.errors import HarnessError, StoreError
 from harness.ports import Clock, Store
+
+logger = logging.getLogger(__name__)
 
 #: Longest wait between two looks, in seconds: half of what promise P4 allows. Others may have changed the store.
 POLL_SECONDS = 0.5
 #: Pause after a store did not answer, in seconds.
 BACK_OFF_SECONDS = 2.0
+#: Between two lines about one outage, in seconds.
+REMIND_SECONDS = 60.0
 
 
 class Pause:
@@ -48,3 +53,38 @@ class Pause:
             sleeping.cancel()
             waking.cancel()
             self._woken.clear()
+
+
+class Outage:
+    """Says that one loop's work fails: at once, then once a minute, and when it is over."""
+
+    def __init__(self, clock: Clock, work: str, action: str) -> None:
+        """Be about some work, such as "claiming", with the actions ``{action}_failed`` and ``{action}_resumed``."""
+        self._clock = clock
+        self._work = work
+        self._action = action
+        self._began: float | None = None
+        self._said = 0.0
+
+    def failed(self, error: Exception) -> None:
+        """Take note of a failure. One that is not the product's own error is a bug, and gets its traceback."""
+        now = self._clock.monotonic()
+        if self._began is None:
+            self._began = now
+        elif now - self._said < REMIND_SECONDS:
+            return
+        self._said = now
+        extra = {"action": f"{self._action}_failed"}
+        if isinstance(error, HarnessError):
+            logger.warning("%s failed: %s", self._work, error, extra=extra)
+        else:
+            logger.error("%s failed", self._work, exc_info=error, extra=extra)
+
+    def over(self) -> None:
+        """Take note of a success."""
+        if self._began is None:
+            return
+        seconds = self._clock.monotonic() - self._began
+        self._began = None
+        extra = {"action": f"{self._action}_resumed", "seconds": round(seconds, 3)}
+        logger.info("%s works again after %.0f s", self._work, seconds, extra=extra)

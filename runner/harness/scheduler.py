@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.aio import uninterrupted
 from harness.config import AgentConfig
-from harness.errors import ConflictError, DuplicateFireError, HarnessError, InvalidInputError
+from harness.errors import ConflictError, DuplicateFireError, InvalidInputError
 from harness.executor import AgentExecutor
 from harness.firing import past_trigger, plan_fires, synced
 from harness.models import (
@@ -28,7 +28,7 @@ from harness.models import (
     WhenBusy,
     render_instant,
 )
-from harness.polling import BACK_OFF_SECONDS, Pause
+from harness.polling import BACK_OFF_SECONDS, Outage, Pause
 from harness.ports import Clock, Sandbox, Store
 from harness.retry import retry_delay_by_hand
 from harness.settings import Settings
@@ -118,7 +118,7 @@ class TaskScheduler:
             pass
         self._worker.start()
         self._pause = Pause(parts.store, parts.clock)
-        self._firing = asyncio.create_task(self._fire_forever(parts.store, self._pause))
+        self._firing = asyncio.create_task(self._fire_forever(parts.store, parts.clock, self._pause))
 
     async def stop(self, *, drain_seconds: float = 30.0) -> None:
         """Fire no more, claim no more, let runs end for `drain_seconds`, stop the rest and hand their tasks back.
@@ -286,18 +286,17 @@ class TaskScheduler:
 
     # Firing
 
-    async def _fire_forever(self, store: Store, pause: Pause) -> None:
+    async def _fire_forever(self, store: Store, clock: Clock, pause: Pause) -> None:
+        outage = Outage(clock, "firing", "firing")
         while not self._closing:
             try:
                 await self._sync(store)
                 again = await self._fire_due(store)
-            except HarnessError as error:
-                logger.warning("firing failed: %s", error, extra={"action": "firing_failed"})
-                await pause.seconds(BACK_OFF_SECONDS)
-            except Exception:
-                logger.exception("firing failed", extra={"action": "firing_failed"})
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other schedules must go on
+                outage.failed(error)
                 await pause.seconds(BACK_OFF_SECONDS)
             else:
+                outage.over()
                 if not again and not self._closing:
                     await pause.until_due()
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 from harness.aio import uninterrupted
 from harness.errors import EngineUnavailableError, HarnessError
 from harness.executor import AgentExecutor
 from harness.models import Claim, Reason, Task
-from harness.polling import BACK_OFF_SECONDS, Pause
+from harness.polling import BACK_OFF_SECONDS, Outage, Pause
 from harness.recovery import sweep
 from harness.run import RunParts, TaskRun
 
@@ -51,6 +52,8 @@ class Worker:
         self._pause = Pause(parts.store, parts.clock)
         self._loops: list[asyncio.Task[None]] = []
         self._runs: dict[asyncio.Task[None], TaskRun | None] = {}
+        #: The store's time and ours at the last sweep.
+        self._swept_at: tuple[datetime, float] | None = None
 
     @property
     def running(self) -> int:
@@ -62,8 +65,8 @@ class Worker:
         lease_seconds = self._parts.settings.lease_seconds
         self._loops = [
             asyncio.create_task(self._claim_and_run()),
-            asyncio.create_task(self._every(CANCEL_POLL_SECONDS, self._pass_cancellations_on)),
-            asyncio.create_task(self._every(lease_seconds / SWEEPS_PER_LEASE, self._sweep)),
+            asyncio.create_task(self._every(CANCEL_POLL_SECONDS, self._pass_cancellations_on, "cancelling")),
+            asyncio.create_task(self._every(lease_seconds / SWEEPS_PER_LEASE, self._sweep, "sweeping")),
         ]
 
     def wake(self) -> None:
@@ -119,16 +122,15 @@ class Worker:
         self._loops = []
 
     async def _claim_and_run(self) -> None:
+        outage = Outage(self._parts.clock, "claiming", "claim")
         while not self._closing:
             try:
                 claimed = await self._claim()
-            except HarnessError as error:
-                logger.warning("claiming failed: %s", error, extra={"action": "claim_failed"})
-                await self._pause.seconds(BACK_OFF_SECONDS)
-            except Exception:
-                logger.exception("claiming failed", extra={"action": "claim_failed"})
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other tasks must go on
+                outage.failed(error)
                 await self._pause.seconds(BACK_OFF_SECONDS)
             else:
+                outage.over()
                 if claimed == 0 and not self._closing:
                     await self._pause.until_due()
 
@@ -179,14 +181,15 @@ class Worker:
         about |= {"reason": result.reason, "seconds": round(result.duration_seconds, 3)}
         logger.info("task %d ended: %s", task.id, result.reason, extra={"action": "run_ended", **about})
 
-    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]], work: str) -> None:
+        outage = Outage(self._parts.clock, work, "background")
         while True:
             try:
                 await action()
-            except HarnessError as error:
-                logger.warning("%s", error, extra={"action": "background_failed"})
-            except Exception:
-                logger.exception("background work failed", extra={"action": "background_failed"})
+            except Exception as error:  # noqa: BLE001 - the next time it may do
+                outage.failed(error)
+            else:
+                outage.over()
             await self._parts.clock.sleep(seconds)
 
     async def _pass_cancellations_on(self) -> None:
@@ -197,8 +200,27 @@ class Worker:
         await asyncio.gather(*(run.stop(Reason.CANCELLED, "cancelled on request") for run in runs))
 
     async def _sweep(self) -> None:
+        if await self._leases_were_skipped():
+            return
         try:
             await sweep(self._parts.store, self._parts.sandbox)
         except EngineUnavailableError:
             self._engine_answers = False
             raise
+
+    async def _leases_were_skipped(self) -> bool:
+        """Return whether the store's clock leapt forward since the last sweep, over the ends of leases that are kept.
+
+        Their runners extend them by the next beat, which is sooner than the next sweep.
+        """
+        now, reading = await self._parts.store.now(), self._parts.clock.monotonic()
+        before, self._swept_at = self._swept_at, (now, reading)
+        if before is None:
+            return False
+        leap = (now - before[0]).total_seconds() - (reading - before[1])
+        # A lease that was just extended outlives a smaller one.
+        if leap < self._parts.settings.lease_seconds / 2:
+            return False
+        extra = {"action": "clock_leapt", "seconds": round(leap, 3)}
+        logger.warning("the store's clock leapt forward by %.1f s; sweeping later", leap, extra=extra)
+        return True

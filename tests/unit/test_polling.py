@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime, timedelta
 from typing import cast
 
 import pytest
 
 from harness.errors import StoreUnavailableError
-from harness.polling import POLL_SECONDS, Pause
+from harness.polling import POLL_SECONDS, REMIND_SECONDS, Outage, Pause
 from harness.ports import Store
 from harness.testing import FakeClock
 
@@ -105,3 +106,25 @@ async def test_a_wake_up_between_two_waits_ends_the_next_one_only(pause: Pause, 
     pause.wake()
     assert await waited(pause, clock) == 0
     assert await waited(pause, clock) == pytest.approx(POLL_SECONDS)
+
+
+async def test_an_outage_is_told_at_once_then_now_and_then_and_when_it_is_over(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage = Outage(clock, "claiming", "claim")
+    with caplog.at_level(logging.INFO):
+        outage.over()
+        for _ in range(61):
+            outage.failed(StoreUnavailableError("away"))
+            await clock.advance(REMIND_SECONDS / 30)
+        outage.over()
+        outage.over()
+        outage.failed(RuntimeError("a bug"))
+
+    told = [(record.getMessage(), vars(record)["action"]) for record in caplog.records]
+    assert told == [
+        *[("claiming failed: away", "claim_failed")] * 3,
+        ("claiming works again after 122 s", "claim_resumed"),
+        ("claiming failed", "claim_failed"),
+    ]
+    assert caplog.records[-1].exc_info is not None

@@ -12,7 +12,16 @@ from tests.unit.shop import COMPLETED, FAILED, PENDING, RUNNING, SKIPPED, Shop, 
 
 from harness import firing
 from harness.errors import AgentBusyError, ConflictError, InvalidInputError, StoreUnavailableError
-from harness.models import Agent, AgentDraft, NewTask, Reason, ScheduleSource, SkipReason, WhenBusy
+from harness.models import (
+    Agent,
+    AgentDraft,
+    NewTask,
+    Reason,
+    ScheduleSource,
+    SkipReason,
+    TaskStatus,
+    WhenBusy,
+)
 from harness.polling import BACK_OFF_SECONDS
 from harness.ports import SandboxResult
 from harness.scheduler import TaskScheduler
@@ -60,6 +69,16 @@ async def pass_minutes(shop: Shop, minutes: float) -> None:
     await shop.advance(minutes * 60, step_seconds=STEP_SECONDS)
 
 
+async def until(shop: Shop, *wanted: TaskStatus) -> None:
+    """Wait until the tasks stand like this, while the clock goes on."""
+
+    async def holds() -> bool:
+        await shop.advance(0.25)
+        return await shop.statuses() == list(wanted)
+
+    await eventually(holds, f"{list(wanted)}")
+
+
 async def fires(shop: Shop) -> list[tuple[datetime | None, str]]:
     tasks = reversed((await shop.store.list_tasks(limit=1000)).items)
     return [(task.fire_at, task.status) for task in tasks]
@@ -71,7 +90,7 @@ async def test_a_schedule_fires_and_its_runs_follow_one_another(shop: Shop, sche
     await scheduler.start()
 
     await pass_minutes(shop, 3.2)
-    await shop.until_statuses(COMPLETED, COMPLETED, COMPLETED)
+    await until(shop, COMPLETED, COMPLETED, COMPLETED)
 
     assert await fires(shop) == [(began + minute * MINUTE, COMPLETED) for minute in (1, 2, 3)]
     assert len(shop.sandbox.jobs) == 3
@@ -81,14 +100,14 @@ async def test_an_agent_that_comes_or_changes_later_is_taken_up(shop: Shop, sche
     await scheduler.start()
     agent = await shop.agent(schedule=EVERY_MINUTE)
     await pass_minutes(shop, 1.2)
-    await shop.until_statuses(COMPLETED)
+    await until(shop, COMPLETED)
 
     config = {"schedule": {"type": "interval", "interval_minutes": 10}}
     await shop.store.update_agent(agent.id, AgentDraft(name="agent", code="pass", config=config))
     await pass_minutes(shop, 5)
     assert await shop.statuses() == [COMPLETED]
     await pass_minutes(shop, 4)
-    await shop.until_statuses(COMPLETED, COMPLETED)
+    await until(shop, COMPLETED, COMPLETED)
 
 
 async def test_a_change_of_the_agent_keeps_a_due_fire(shop: Shop, make: Make) -> None:
@@ -101,7 +120,7 @@ async def test_a_change_of_the_agent_keeps_a_due_fire(shop: Shop, make: Make) ->
 
     await make().start()
 
-    await shop.until_statuses(COMPLETED)
+    await until(shop, COMPLETED)
     assert await fires(shop) == [(began + MINUTE, COMPLETED)]
 
 
@@ -115,7 +134,7 @@ async def test_what_came_due_while_nobody_was_there_is_caught_up_and_the_rest_re
 
     with caplog.at_level(logging.WARNING):
         await make().start()
-        await shop.until_statuses(SKIPPED, COMPLETED)
+        await until(shop, SKIPPED, COMPLETED)
 
     skip, run = reversed((await shop.store.list_tasks()).items)
     assert (skip.fire_at, skip.skipped_until, skip.skipped_count) == (began + MINUTE, began + 60 * MINUTE, 60)
@@ -132,7 +151,7 @@ async def test_two_schedulers_fire_once(shop: Shop, make: Make) -> None:
 
     await pass_minutes(shop, 2.2)
 
-    await shop.until_statuses(*[COMPLETED] * 10)
+    await until(shop, *[COMPLETED] * 10)
     assert len(set(await fires(shop))) == 2
 
 
@@ -148,7 +167,7 @@ async def test_starting_twice_and_stopping_twice_is_fine_and_it_can_start_again(
 
     await scheduler.start()
     await scheduler.trigger_now((await shop.agent()).id)
-    await shop.until_statuses(COMPLETED)
+    await until(shop, COMPLETED)
 
 
 async def test_a_stop_that_is_cancelled_leaves_nothing_running(shop: Shop, scheduler: TaskScheduler) -> None:
@@ -184,7 +203,7 @@ async def test_an_invalid_config_turns_one_schedule_off_and_leaves_the_others(
     monkeypatch.setattr("harness.scheduler.synced", check)
     await scheduler.start()
     await pass_minutes(shop, 1.2)
-    await shop.until_statuses(COMPLETED)
+    await until(shop, COMPLETED)
 
     assert [task.agent_id for task in (await shop.store.list_tasks()).items] == [good.id]
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
@@ -208,12 +227,12 @@ async def test_a_schedule_that_cannot_be_planned_keeps_no_other_from_firing(
         broken.setattr("harness.scheduler.plan_fires", plan)
         await scheduler.start()
         await pass_minutes(shop, 1.2)
-        await shop.until_statuses(COMPLETED)
+        await until(shop, COMPLETED)
         assert "agent 1 can't fire" in caplog.text
     await pass_minutes(shop, 0.1)
 
     # It stayed due.
-    await shop.until_statuses(COMPLETED, COMPLETED)
+    await until(shop, COMPLETED, COMPLETED)
 
 
 async def test_a_store_that_is_away_delays_fires_and_loses_none(
@@ -232,7 +251,7 @@ async def test_a_store_that_is_away_delays_fires_and_loses_none(
         assert await shop.statuses() == []
     await shop.advance(BACK_OFF_SECONDS)
 
-    await shop.until_statuses(COMPLETED, COMPLETED)
+    await until(shop, COMPLETED, COMPLETED)
 
 
 async def test_a_store_that_is_away_at_the_start_is_said_so(
@@ -259,7 +278,7 @@ async def test_pause_and_resume_hold_fires_back_without_a_trace(shop: Shop, sche
     assert await shop.statuses() == []
     assert (await scheduler.resume(agent.id)).next_fire_at == began + 4 * MINUTE
     await pass_minutes(shop, 0.7)
-    await shop.until_statuses(COMPLETED)
+    await until(shop, COMPLETED)
 
 
 async def test_a_removed_schedule_comes_back_with_add_only(shop: Shop, scheduler: TaskScheduler) -> None:
@@ -366,7 +385,7 @@ async def test_a_backfill_runs_what_has_no_task_one_after_the_other(
     # Turned off, so that what runs is the backfill alone.
     await scheduler.pause(agent.id)
     await scheduler.start()
-    await shop.until_statuses(*[COMPLETED] * 5)
+    await until(shop, *[COMPLETED] * 5)
     assert most == 1
 
 
@@ -393,7 +412,7 @@ async def test_busy_agents_skip_fires_and_it_is_no_warning(
 
     with caplog.at_level(logging.INFO):
         await pass_minutes(shop, 2.2)
-        await shop.until_statuses(RUNNING, SKIPPED)
+        await until(shop, RUNNING, SKIPPED)
 
     skipped = [record for record in caplog.records if vars(record).get("action") == "fire_skipped"]
     assert [(record.levelno, vars(record)["reason"]) for record in skipped] == [
