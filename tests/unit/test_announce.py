@@ -55,10 +55,11 @@ async def test_the_schedules_in_force_are_counted_and_the_next_fires_told(
     with caplog.at_level(logging.INFO):
         await announce_schedules(shop.store)
 
-    assert [record.getMessage() for record in caplog.records] == [
+    (record,) = caplog.records
+    assert record.getMessage() == (
         "4 schedules in force; next: every 10 at 2026-01-01T00:10:00Z, every 20 at 2026-01-01T00:20:00Z, "
         "every 30 at 2026-01-01T00:30:00Z"
-    ]
+    )
 
 
 async def test_a_store_that_is_away_just_then_ends_nothing(
