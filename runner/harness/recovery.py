@@ -7,6 +7,7 @@ compare-and-set. A container is removed *before* its task is given up, so that n
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,6 +22,14 @@ logger = logging.getLogger(__name__)
 BATCH = 100
 
 
+#: Asked after a lease was found to have ended and before anything is done about it: whether to believe that.
+Believe = Callable[[], Awaitable[bool]]
+
+
+async def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class SweepReport:
     """What a sweep did."""
@@ -30,7 +39,7 @@ class SweepReport:
     lost_tasks: tuple[int, ...]
 
 
-async def sweep(store: Store, sandbox: Sandbox) -> SweepReport:
+async def sweep(store: Store, sandbox: Sandbox, *, believe: Believe = _always) -> SweepReport:
     """Remove our orphaned containers, whatever their state; end tasks whose lease has run out, or have them retried.
 
     Only containers labelled with this store's id are looked at.
@@ -39,10 +48,10 @@ async def sweep(store: Store, sandbox: Sandbox) -> SweepReport:
         StoreUnavailableError: The store does not answer.
         EngineUnavailableError: The engine does not answer; no task was touched then.
     """
-    removed, kept = await _remove_orphans(store, sandbox)
+    removed, kept = await _remove_orphans(store, sandbox, believe)
     lost = []
     for task in await store.expired_tasks(limit=BATCH):
-        if task.id in kept:
+        if task.id in kept or not await believe():
             continue
         ended = await store.expire_task(task, retry_at=await _retry_at(store, task))
         if ended is not None:
@@ -51,7 +60,7 @@ async def sweep(store: Store, sandbox: Sandbox) -> SweepReport:
             lost.append(task.id)
     if lost:
         # A runner that was frozen may have started its container after the first look.
-        removed += (await _remove_orphans(store, sandbox))[0]
+        removed += (await _remove_orphans(store, sandbox, believe))[0]
     return SweepReport(removed, tuple(lost))
 
 
@@ -66,12 +75,17 @@ async def _retry_at(store: Store, task: Task) -> datetime | None:
     return None if delay is None else await store.now() + delay
 
 
-async def _remove_orphans(store: Store, sandbox: Sandbox) -> tuple[int, set[int]]:
-    """Remove what has no live lease; return how many went, and the tasks whose containers would not go."""
+async def _remove_orphans(store: Store, sandbox: Sandbox, believe: Believe) -> tuple[int, set[int]]:
+    """Remove what has no live lease; return how many went, and the tasks whose containers stay though they should go."""
     removed, kept = 0, set()
     for container in await sandbox.owned_containers(store.store_id):
-        if await _has_live_lease(store, container):
-            continue
+        due_at = await _lease_end(store, container)
+        if due_at is not None:
+            if due_at > await store.now():
+                continue
+            if not await believe():
+                kept.add(container.labels.task_id)
+                continue
         try:
             await sandbox.remove_container(container.container_id)
         except SandboxError as error:
@@ -84,14 +98,11 @@ async def _remove_orphans(store: Store, sandbox: Sandbox) -> tuple[int, set[int]
     return removed, kept
 
 
-async def _has_live_lease(store: Store, container: OwnedContainer) -> bool:
+async def _lease_end(store: Store, container: OwnedContainer) -> datetime | None:
+    """Return when the lease that a container belongs to ends; None: it belongs to none."""
     try:
-        task: Task = await store.get_task(container.labels.task_id)
+        task = await store.get_task(container.labels.task_id)
     except TaskNotFoundError:
-        return False
-    return (
-        task.status is TaskStatus.RUNNING
-        and task.fence == container.labels.fence
-        and task.due_at is not None
-        and task.due_at > await store.now()
-    )
+        return None
+    is_held = task.status is TaskStatus.RUNNING and task.fence == container.labels.fence
+    return task.due_at if is_held else None

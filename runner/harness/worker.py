@@ -52,8 +52,9 @@ class Worker:
         self._pause = Pause(parts.store, parts.clock)
         self._loops: list[asyncio.Task[None]] = []
         self._runs: dict[asyncio.Task[None], TaskRun | None] = {}
-        #: The store's time and ours at the last sweep.
-        self._swept_at: tuple[datetime, float] | None = None
+        #: The store's time and ours as the last sweep began: they go on together, unless a clock is set.
+        self._steady_since: tuple[datetime, float] | None = None
+        self._leapt = False
 
     @property
     def running(self) -> int:
@@ -168,7 +169,8 @@ class Worker:
             self._runs[me] = run
             if self._closing:
                 await run.hand_back(_SHUT_DOWN)
-            logger.info("task %d begins", task.id, extra={"action": "run_began", **about})
+            else:
+                logger.info("task %d begins", task.id, extra={"action": "run_began", **about})
             result = await run.run()
         except HarnessError as error:
             # Its lease runs out, and then somebody else has it.
@@ -200,27 +202,34 @@ class Worker:
         await asyncio.gather(*(run.stop(Reason.CANCELLED, "cancelled on request") for run in runs))
 
     async def _sweep(self) -> None:
-        if await self._leases_were_skipped():
-            return
+        began_at = await self._reading()
+        if self._steady_since is None:
+            self._steady_since = began_at
         try:
-            await sweep(self._parts.store, self._parts.sandbox)
+            await sweep(self._parts.store, self._parts.sandbox, believe=self._is_steady)
         except EngineUnavailableError:
             self._engine_answers = False
             raise
+        finally:
+            # Runners that live extend their leases by the next beat, which is sooner than the next sweep.
+            self._steady_since = await self._reading() if self._leapt else began_at
+            self._leapt = False
 
-    async def _leases_were_skipped(self) -> bool:
-        """Return whether the store's clock leapt forward since the last sweep, over the ends of leases that are kept.
-
-        Their runners extend them by the next beat, which is sooner than the next sweep.
-        """
-        now, reading = await self._parts.store.now(), self._parts.clock.monotonic()
-        before, self._swept_at = self._swept_at, (now, reading)
-        if before is None:
-            return False
-        leap = (now - before[0]).total_seconds() - (reading - before[1])
-        # A lease that was just extended outlives a smaller one.
+    async def _is_steady(self) -> bool:
+        """Return whether the store's clock has not leapt forward since the last sweep, past the ends of live leases."""
+        assert self._steady_since is not None
+        now, reading = await self._reading()
+        leap = (now - self._steady_since[0]).total_seconds() - (reading - self._steady_since[1])
+        # A lease that is kept has always more than this before it.
         if leap < self._parts.settings.lease_seconds / 2:
-            return False
-        extra = {"action": "clock_leapt", "seconds": round(leap, 3)}
-        logger.warning("the store's clock leapt forward by %.1f s; sweeping later", leap, extra=extra)
-        return True
+            return True
+        if not self._leapt:
+            extra = {"action": "clock_leapt", "seconds": round(leap, 3)}
+            logger.warning(
+                "the store's clock leapt forward by %.1f s: no lease is ended yet", leap, extra=extra
+            )
+        self._leapt = True
+        return False
+
+    async def _reading(self) -> tuple[datetime, float]:
+        return await self._parts.store.now(), self._parts.clock.monotonic()
