@@ -15,6 +15,7 @@ demo *args:
 # Run every test; arguments go to pytest: ./justw test tests/unit -k cron
 [no-exit-message]
 test *args:
+    @scripts/test-tools
     @scripts/docker-engine {{ bin }}/pytest "$@"
 
 # Run the tests that need no Docker Engine and no server

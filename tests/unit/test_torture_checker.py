@@ -52,7 +52,7 @@ class Scene:
         self.run(3, fire=30, ends=[Reason.LOST, Reason.COMPLETED], seconds=2.0)
 
     def run(self, task_id: int, *, fire: float, ends: list[Reason], seconds: float) -> None:
-        now, attempts = fire + 0.1, []
+        now, number, attempts = fire + 0.1, 0, list[Attempt]()
         logs = self.logs.setdefault(task_id, [])
         for ordinal, reason in enumerate(ends, start=1):
             # The end of a lost attempt takes a fence, too.
