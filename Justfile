@@ -15,6 +15,7 @@ demo *args:
 # Run every test; arguments go to pytest: ./justw test tests/unit -k cron
 [no-exit-message]
 test *args:
+    @scripts/test-tools
     @scripts/docker-engine {{ bin }}/pytest "$@"
 
 # Run the tests that need no Docker Engine and no server
@@ -25,6 +26,11 @@ unit *args:
 # Measure throughput and latency on this machine
 bench *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.benchmarks "$@"
+
+# Hurt the product for 20 minutes and hold it to its promises: ./justw torture --minutes 5 --seed 7 --store mongo
+[no-exit-message]
+torture *args: images
+    @scripts/docker-engine {{ bin }}/python -m tests.torture "$@"
 
 # Lint, check the format and check the types
 check:

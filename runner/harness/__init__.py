@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TaskStatus,
     )
     from harness.resources import ResourceManager
+    from harness.scheduler import TaskScheduler
     from harness.settings import Settings
     from harness.wiring import Runtime, open_runtime
 
@@ -45,6 +46,7 @@ __all__ = [
     "Runtime",
     "Settings",
     "Task",
+    "TaskScheduler",
     "TaskStatus",
     "open_runtime",
 ]
@@ -61,6 +63,7 @@ _HOMES = {
         *("Task", "TaskStatus"),
     ),
     "resources": ("ResourceManager",),
+    "scheduler": ("TaskScheduler",),
     "settings": ("Settings",),
     "wiring": ("Runtime", "open_runtime"),
 }

@@ -154,11 +154,43 @@ class LimitsConfig(_Section):
     max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] | None = None
 
 
+class RetryConfig(_Section):
+    """When a failed run is tried again, by itself; each retry is another attempt of the same task."""
+
+    #: How often at most; None: the scheduler's `retry_max_attempts`.
+    max_attempts: Annotated[int, Field(ge=0, le=100)] | None = None
+    #: Wait before the first retry, in seconds; each further wait is twice as long.
+    delay_seconds: Annotated[float, Field(ge=0, le=86400)] = 2.0
+    #: No wait is longer than this, in seconds.
+    max_delay_seconds: Annotated[float, Field(ge=0, le=7 * 86400)] = 3600.0
+    #: What ends of an attempt are retried.
+    on: tuple[
+        Literal[
+            "exit_nonzero",
+            "timeout",
+            "out_of_memory",
+            "lost",
+            "result_lost",
+            "sandbox_error",
+            "state_rejected",
+        ],
+        ...,
+    ] = ("exit_nonzero", "timeout", "out_of_memory", "lost", "sandbox_error")
+
+    @field_validator("on", mode="before")
+    @classmethod
+    def _lists_come_from_json(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
 class AgentConfig(_Section):
     """The typed view of `Agent.config`."""
 
     schedule: ScheduleConfig | None = None
     limits: LimitsConfig = LimitsConfig()
+    retry: RetryConfig = RetryConfig()
+    #: Tasks of agents with a higher number are started first.
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
     #: Environment variables of the agent. A Python agent gets them inside the job frame, so `docker inspect` does not
     #: show them; an agent with its own `command` gets them as container environment, where it does.
     env: dict[str, str] = Field(default_factory=dict)
@@ -186,6 +218,12 @@ class AgentConfig(_Section):
             if "\0" in argument:
                 raise ValueError("an argument holds a NUL byte, which no program can be given")
         return command
+
+    @property
+    def max_active(self) -> int:
+        """How many tasks of the agent may be active at once."""
+        schedule = self.schedule
+        return schedule.max_overlap if schedule is not None and schedule.overlap == "allow" else 1
 
     @classmethod
     def parse(cls, config: dict[str, Any]) -> AgentConfig:

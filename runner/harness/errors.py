@@ -37,6 +37,12 @@ class SettingsError(HarnessError):
     code = "invalid_settings"
 
 
+class AddressUnavailableError(HarnessError):
+    """The server can't listen where it was told to."""
+
+    code = "address_unavailable"
+
+
 class StateRejectedError(InvalidInputError):
     """A handoff state is not a JSON object, is nested too deeply, or is larger than its bound."""
 

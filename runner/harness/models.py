@@ -98,6 +98,32 @@ class Reason(StrEnum):
         return TaskStatus.CANCELLED if self is Reason.CANCELLED else TaskStatus.FAILED
 
 
+class SkipReason(StrEnum):
+    """Why a fire became no run."""
+
+    #: The agent was busy, and its schedule says to skip then.
+    OVERLAP = "overlap"
+    #: A newer fire took its place in the queue.
+    SUPERSEDED = "superseded"
+    #: It came due while no scheduler ran, and its schedule's `catch_up` leaves it out.
+    MISSED = "missed"
+
+
+class WhenBusy(StrEnum):
+    """What happens to a new task that finds none of its slots free."""
+
+    #: `AgentBusyError`.
+    REJECT = "reject"
+    #: It is stored as skipped.
+    SKIP = "skip"
+    #: It is stored as pending and waits for a slot; when one waits already, it is stored as skipped.
+    QUEUE = "queue"
+    #: It is stored as pending and waits for a slot, however many wait already; for a bounded number of late fires.
+    WAIT = "wait"
+    #: The tasks that hold the slots are asked to end, it waits for one; one that waits already is skipped instead.
+    REPLACE = "replace"
+
+
 class AgentDraft(Model):
     """What an owner writes about an agent: everything but what the store adds."""
 
@@ -198,7 +224,7 @@ class Usage(Model):
 class Attempt(Model):
     """One container launch of a task."""
 
-    #: Counts from 1; equals the fence of the claim under which it ran.
+    #: The fence of the claim under which it ran: rises from 1, and skips one where a runner was lost.
     number: int
     started_at: Instant
     ended_at: Instant | None = None
@@ -227,8 +253,21 @@ class Task(Model):
     result: str | None = None
     error: str | None = None
     retry_count: int = 0
+    #: How often a failed attempt may be followed by another one.
+    max_retries: int = 0
+    #: Higher runs first.
+    priority: int = 0
     #: What ended the last attempt.
     reason: Reason | None = None
+    #: Set on skipped tasks only.
+    skip_reason: SkipReason | None = None
+    #: The schedule's nominal instant that this task answers for; None when no schedule asked for it.
+    fire_at: Instant | None = None
+    #: A skipped task can stand for a run of fires, `fire_at` to this one, both included; None: for one.
+    skipped_until: Instant | None = None
+    skipped_count: int = 0
+    #: When somebody asked for the running task to be cancelled.
+    cancel_requested_at: Instant | None = None
     attempts: tuple[Attempt, ...] = ()
     #: Context the caller passed instead of the stored handoff; None when the newest artifact is loaded.
     context: dict[str, Any] | None = None
@@ -255,10 +294,20 @@ class NewTask(Model):
     scheduled_at: Instant | None = None
     context: dict[str, Any] | None = None
     save_handoff: bool = True
-    #: ``agent_id:fire_time``; unique in the store. None for runs that no schedule asked for.
-    fire_key: str | None = None
-    #: Unique in the store while the task is active: holds an agent to one active task. None lets several run.
-    active_slot: str | None = None
+    #: When the task may start; None: at `scheduled_at`. Later than that by a schedule's jitter.
+    due_at: Instant | None = None
+    #: The schedule's nominal instant. With the agent's id it is unique in the store: a fire becomes one task, or one
+    #: skip. None for runs that no schedule asked for.
+    fire_at: Instant | None = None
+    #: How many tasks of the agent may hold a slot at once: all pending and running ones but those that wait for one.
+    max_active: Annotated[int, Field(ge=1, le=1000)] = 1
+    when_busy: WhenBusy = WhenBusy.REJECT
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 0
+    #: Store it as skipped straight away; `skipped_until` and `skipped_count` make it stand for several fires.
+    skip_reason: SkipReason | None = None
+    skipped_until: Instant | None = None
+    skipped_count: Annotated[int, Field(ge=0)] = 0
 
 
 class Claim(Model):
@@ -278,6 +327,47 @@ class Outcome(Model):
     error: str | None = None
     output_truncated: bool = False
     usage: Usage = Usage()
+
+
+class ScheduleState(Model):
+    """Where an agent's schedule stands; what it says is in the agent's config."""
+
+    agent_id: int
+    #: The agent's version this was computed from; an agent of another version is due for a new computation.
+    agent_version: int
+    #: The next nominal fire; None: no more, or the schedule is off (`enabled` false, paused, or removed).
+    next_fire_at: Instant | None = None
+    #: When that fire is to become a task: `next_fire_at` plus jitter.
+    due_at: Instant | None = None
+    #: Origin of an interval's grid: kept over restarts and pauses, so that it does not drift.
+    anchor_at: Instant
+    #: The last nominal fire that became a task or a skip.
+    last_fire_at: Instant | None = None
+    paused: bool = False
+    #: Taken out by `TaskScheduler.remove_agent_schedule`; comes back with `add_agent_schedule` only.
+    removed: bool = False
+    #: Raised by every change; a change names the revision it was made from.
+    revision: int = 0
+
+
+class ScheduleSource(Model):
+    """An agent whose schedule has to be computed: what its owner wrote, and where the schedule stood."""
+
+    agent_id: int
+    agent_version: int
+    agent_created_at: Instant
+    config: dict[str, Any]
+    state: ScheduleState | None = None
+
+
+class FirePlan(Model):
+    """What one due schedule turns into: tasks and skips, and then its next fire."""
+
+    #: The schedule as read; the plan holds only if its revision is still the stored one.
+    before: ScheduleState
+    tasks: tuple[NewTask, ...]
+    next_fire_at: Instant | None
+    due_at: Instant | None
 
 
 class NewArtifact(Model):

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 #: Largest chunk stored, in bytes.
 CHUNK_BYTES = 64 * 1024
+#: Most chunks that wait to be stored. A chunk costs memory of its own, and an agent that changes streams with every byte
+#: would make a million of them while the store is away.
+MAX_WAITING_CHUNKS = 20_000
 #: How often waiting output is stored while a run lives, in seconds.
 FLUSH_SECONDS = 0.25
 
@@ -65,9 +68,10 @@ class OutputRecorder:
     def __call__(self, stream: OutputStream, data: bytes) -> None:
         """Take a piece of output."""
         self.total_bytes += len(data)
-        if len(data) > self._left:
+        room = self._left if len(self._waiting) < MAX_WAITING_CHUNKS else 0
+        if len(data) > room:
             self.truncated = True
-            data = data[: self._left]
+            data = data[:room]
         if not data:
             return
         self._left -= len(data)

@@ -16,6 +16,7 @@ from harness.models import (
     Agent,
     AgentDraft,
     Claim,
+    FirePlan,
     HandoffArtifact,
     LogChunk,
     NewArtifact,
@@ -23,6 +24,8 @@ from harness.models import (
     Outcome,
     Page,
     Reason,
+    ScheduleSource,
+    ScheduleState,
     Task,
     TaskStatus,
 )
@@ -115,10 +118,13 @@ class Store(Protocol):
     async def create_task(self, new: NewTask, *, claim: Claim | None = None) -> Task:
         """Store a task: pending, or with a `claim` already running under fence 1 with its first attempt begun.
 
+        A task holds one of its agent's `max_active` slots from here to its final write, also while it waits for a
+        retry; `when_busy` says what happens when none is free. A claim needs `WhenBusy.REJECT`.
+
         Raises:
             AgentNotFoundError: There is no such agent.
-            DuplicateFireError: A task with this `fire_key` exists.
-            AgentBusyError: An active task holds this `active_slot`; the message names it.
+            DuplicateFireError: A task of this agent with this `fire_at` exists.
+            AgentBusyError: No slot is free, and `when_busy` is `REJECT`; the message names a task that holds one.
         """
 
     async def get_task(self, task_id: int) -> Task:
@@ -134,18 +140,24 @@ class Store(Protocol):
     ) -> Page[Task]:
         """Return tasks by falling id."""
 
-    async def due_tasks(self, *, status: TaskStatus, limit: int = 10) -> Sequence[Task]:
-        """Return tasks of `status` (pending or running) whose `due_at` has passed, earliest first."""
+    async def expired_tasks(self, *, limit: int = 100) -> Sequence[Task]:
+        """Return running tasks whose lease has run out, earliest first."""
 
-    async def claim_task(self, task: Task, claim: Claim) -> Task | None:
-        """Take a due task by compare-and-set on its id, status and fence.
+    async def claim_tasks(self, claim: Claim, *, limit: int) -> Sequence[Task]:
+        """Take up to `limit` pending tasks whose `due_at` has passed, each by compare-and-set on id, status and fence.
 
-        A win sets the owner and the lease, raises the fence by one and begins an attempt of that number; an attempt
-        that was still open is closed with reason `lost` unless its reason was already written.
+        A win sets the owner and the lease, raises the fence by one and begins an attempt of that number. A task that
+        waits for a slot is taken only if it gets one by this.
+
+        Order: higher priority first; among equals the agents take turns, those with fewer running tasks first, so that
+        one agent's backlog starves nobody; an agent's own tasks by `due_at`.
 
         Returns:
-            The task as claimed, or None when somebody else was faster, or it is no longer due.
+            The tasks as claimed, in that order; fewer than `limit` when there are no more, or others were faster.
         """
+
+    async def next_due_at(self) -> datetime | None:
+        """Return the earliest `due_at`, not yet passed, of all pending tasks and schedules; None: there is none."""
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a live or expired-but-not-taken-over lease to now + `lease_seconds`; return its new end.
@@ -175,14 +187,95 @@ class Store(Protocol):
             StateRejectedError: The artifact is not acceptable; nothing was written.
         """
 
-    async def expire_task(self, task: Task) -> Task | None:
+    async def retry_task(self, task_id: int, fence: int, outcome: Outcome, *, due_at: datetime) -> Task:
+        """End an attempt and make the task pending again, due at `due_at`; raises `retry_count`, keeps its slot.
+
+        A task whose cancellation was requested is not retried: it ends as cancelled.
+
+        Raises:
+            LeaseLostError: The task is no longer running under `fence`; nothing was written.
+        """
+
+    async def hand_back_task(self, task_id: int, fence: int, error: str) -> Task:
+        """End an attempt that its runner can't go on with, as `Reason.LOST`, and make the task pending, due now.
+
+        Not counted as a retry: it was no failure of the agent. A requested cancellation ends the task as cancelled.
+
+        Raises:
+            LeaseLostError: The task is no longer running under `fence`; nothing was written.
+        """
+
+    async def reopen_task(self, task_id: int, *, due_at: datetime, max_retries: int) -> Task:
+        """Make a failed task pending again, due at `due_at`; raises `retry_count`, takes a slot of its agent.
+
+        Its `max_retries` becomes `max_retries`, which may be more than it was made with.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+            ConflictError: It did not fail, or its `retry_count` has reached `max_retries`; the message says which.
+            AgentBusyError: No slot of its agent is free.
+        """
+
+    async def cancel_task(self, task_id: int) -> Task:
+        """Cancel a pending task at once; note the wish on a running one, whose runner then stops it. Idempotent.
+
+        Returns:
+            The task; one that is final already comes back unchanged.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+        """
+
+    async def cancel_requests(self, owner: str) -> Sequence[int]:
+        """Return the ids of running tasks leased by `owner` whose cancellation was requested."""
+
+    async def expire_task(self, task: Task, *, retry_at: datetime | None = None) -> Task | None:
         """End a running task whose lease has run out, by compare-and-set on its id and fence, as `Reason.LOST`.
 
-        Frees its `active_slot` and raises the fence, so that its old runner can write nothing more. A reason that was
-        recorded before the runner died stays the attempt's and the task's reason.
+        Frees its slot and raises the fence, so that its old runner can write nothing more. A reason that was recorded
+        before the runner died stays the attempt's reason. With `retry_at` the task becomes pending instead, due then,
+        with its slot kept and `retry_count` raised; unless its cancellation was requested, which ends it as cancelled.
 
         Returns:
             The task as ended, or None when its lease was extended, or somebody else ended it or took it over.
+        """
+
+    # Schedules
+
+    async def unsynced_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
+        """Return agents whose schedule was not computed since they last changed, by rising id.
+
+        These are agents with a ``schedule`` in their config and no state of their version, and agents whose config has
+        none any more while a state is left. Costs nothing for agents that are in step, however many there are.
+        """
+
+    async def get_schedule(self, agent_id: int) -> ScheduleSource:
+        """Return what an agent's owner wrote and where its schedule stands.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+
+    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
+        """Store schedules, each only if the stored revision is still its `revision` (0: none is stored yet).
+
+        Returns:
+            Those that were stored, with their new revision; the others were changed by somebody else meanwhile.
+        """
+
+    async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
+        """Return schedules whose `due_at` has passed, earliest first, with their agents' config and version."""
+
+    async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
+        """Carry plans out, each to its end once it is begun, however it is cut.
+
+        A plan is accepted by one compare-and-set on the revision of `before`, which also stores the next fire; from
+        then on its tasks come to be, by this call or, if it is cut, by any later one of this method, `due_schedules`
+        or `unsynced_schedules`. A plan that is not accepted (somebody else was faster, or the agent is gone) does
+        nothing. A fire that has a task already is passed over.
+
+        Returns:
+            The tasks that were stored by this call, skipped ones included.
         """
 
     # Logs
@@ -225,6 +318,9 @@ OutputStream = Literal["stdout", "stderr"]
 #: Called with each piece of output as it comes, in order, from the event loop. It must not block: it decides for
 #: itself what to keep, since the stream is always read to its end so that the agent never stalls on a full pipe.
 OutputSink = Callable[[OutputStream, bytes], None]
+
+#: Called when a container is there and about to start; raises when it must not.
+BeforeStart = Callable[[], None]
 
 #: Awaited before a sandbox is stopped, with the reason and a sentence; bounded in time by the caller.
 BeforeStop = Callable[[Reason, str], Awaitable[None]]
@@ -336,8 +432,15 @@ class OwnedContainer:
 class Sandbox(Protocol):
     """Makes throwaway containers."""
 
-    def open(self, spec: SandboxSpec) -> AbstractAsyncContextManager[SandboxSession]:
+    def open(
+        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+    ) -> AbstractAsyncContextManager[SandboxSession]:
         """Create and start a container; on exit it is gone, or quarantined and reported when the engine won't.
+
+        `before_start` is called between the two. Whoever holds a lease checks it there: if it still holds, a sweep
+        that is to end it later will find this container and remove it, so that it can't start any more, however late
+        the start is. Checked before the creation, or after the start, a frozen process could start a container
+        beside its successor's.
 
         Raises:
             EngineUnavailableError: The engine does not answer.

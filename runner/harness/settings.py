@@ -7,15 +7,16 @@ as the API description's examples do; everything below the composition root take
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, get_args
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from harness.config import DEFAULT_MAX_STATE_BYTES, MIB, quote_value
-from harness.errors import SettingsError
+from harness.errors import InvalidInputError, SettingsError
 
 
 def _default_data_dir() -> Path:
@@ -31,6 +32,26 @@ def _default_data_dir() -> Path:
     return home / ".local" / "share" / "agent-harness"
 
 
+def loopback_address(host: str) -> str:
+    """Return the address behind ``localhost`` or a loopback address.
+
+    Raises:
+        ValueError: Others could reach it.
+    """
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(
+            "the API has no tokens yet, so it listens on this machine only: 127.0.0.1, ::1 or localhost; for others put a "
+            "proxy that asks who they are in front of it"
+        )
+    return host
+
+
 class Settings(BaseSettings):
     """Every setting, with its default."""
 
@@ -43,6 +64,10 @@ class Settings(BaseSettings):
     #: Connection string of a MongoDB from 7.0 on. Not set: the embedded SQLite store in `data_dir`.
     mongodb_uri: SecretStr | None = None
     mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "agent_harness"
+
+    #: Where `harness serve` listens: a loopback address, as long as there are no tokens to ask for. Port 0: any.
+    host: Annotated[str, AfterValidator(loopback_address)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
 
     #: Where the Docker Engine answers. Not set: DOCKER_HOST, the current docker context, the usual sockets.
     docker_host: str | None = Field(
@@ -90,6 +115,18 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             raise SettingsError(f"settings are not valid: {_describe(error)}") from None
+
+    def listening_at(self, host: str | None, port: int | None) -> Settings:
+        """Return these settings with another address; None keeps what they say.
+
+        Raises:
+            InvalidInputError: Others could reach the address.
+        """
+        try:
+            changed = self.host if host is None else loopback_address(host)
+        except ValueError as error:
+            raise InvalidInputError(f"--host {host} is refused: {error}") from None
+        return self.model_copy(update={"host": changed, "port": self.port if port is None else port})
 
 
 def _describe(error: ValidationError) -> str:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from harness.errors import SandboxError
 from harness.models import Reason
 from harness.ports import (
+    BeforeStart,
     BeforeStop,
     Clock,
     OutputSink,
@@ -163,7 +164,9 @@ class FakeSandbox:
         return container_id
 
     @asynccontextmanager
-    async def open(self, spec: SandboxSpec) -> AsyncIterator[FakeSession]:
+    async def open(
+        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+    ) -> AsyncIterator[FakeSession]:
         """Open a session; see the port."""
         self.specs.append(spec)
         if self.open_error is not None:
@@ -172,6 +175,8 @@ class FakeSandbox:
         session = FakeSession(self, container_id)
         self._containers[container_id] = (self._containers[container_id][0], session)
         try:
+            if before_start is not None:
+                before_start()
             yield session
         finally:
             self._containers.pop(container_id, None)

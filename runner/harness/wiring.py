@@ -39,8 +39,10 @@ class Runtime:
 
     async def close(self) -> None:
         """Release the store's and the engine's connections. Idempotent."""
-        await self.store.close()
-        await self.sandbox.close()
+        try:
+            await self.store.close()
+        finally:
+            await self.sandbox.close()
 
 
 def make_store(settings: Settings, clock: Clock) -> Store:

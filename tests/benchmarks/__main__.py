@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from tests.benchmarks import scheduling
 
 from harness.executor import AgentExecutor
 from harness.models import AgentDraft
@@ -132,5 +133,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=30, help="how often each thing is measured (default: 30)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--scheduling", action="store_true", help="compare schedulers instead; takes minutes")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.runs, arguments.json))
+    if arguments.scheduling:
+        scheduling.compare()
+    else:
+        asyncio.run(main(arguments.runs, arguments.json))

@@ -7,10 +7,25 @@ import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.models import AgentDraft, Claim, LogChunk, NewArtifact, NewTask, Outcome, Reason, Task, log_seq
+from harness.models import (
+    AgentDraft,
+    Claim,
+    FirePlan,
+    LogChunk,
+    NewArtifact,
+    NewTask,
+    Outcome,
+    Reason,
+    ScheduleState,
+    Task,
+    TaskStatus,
+    WhenBusy,
+    log_seq,
+)
 from harness.ports import Store
 from harness.store.mongo import MongoStore
 from harness.store.sqlite import SqliteStore
@@ -167,8 +182,70 @@ def state(**fields: Any) -> NewArtifact:
     return NewArtifact(state=fields)
 
 
+#: More slots than a test takes, for tests that are not about slots.
+MANY = 100
+
+CRON = {"schedule": {"type": "cron", "cron": "*/5 * * * *"}}
+
+
+def new_task(agent_id: int, **fields: Any) -> NewTask:
+    return NewTask(**({"agent_id": agent_id, "max_active": MANY} | fields))
+
+
 async def running_task(store: Store, agent_id: int, **fields: Any) -> Task:
-    return await store.create_task(NewTask(agent_id=agent_id, **fields), claim=claim())
+    return await store.create_task(new_task(agent_id, **fields), claim=claim())
+
+
+async def claim_one(store: Store, owner: str = "runner-1", lease_seconds: float = LEASE_SECONDS) -> Task:
+    (task,) = await store.claim_tasks(claim(owner, lease_seconds), limit=1)
+    return task
+
+
+async def failed_task(store: Store, agent_id: int, **fields: Any) -> Task:
+    task = await running_task(store, agent_id, **fields)
+    return await store.finish_task(
+        task.id, task.fence, Outcome(reason=Reason.EXIT_NONZERO, exit_code=1, error="exit code 1")
+    )
+
+
+async def scheduled_agent(store: Store, name: str = "scheduled") -> ScheduleState:
+    """Store an agent with a schedule that is due now; return where that stands."""
+    agent = await store.create_agent(draft(name, config=CRON))
+    now = await store.now()
+    return await put_schedule(
+        store, agent_id=agent.id, agent_version=1, next_fire_at=now, due_at=now, anchor_at=now
+    )
+
+
+async def put_schedule(store: Store, **fields: Any) -> ScheduleState:
+    (state,) = await store.put_schedules([ScheduleState(**fields)])
+    return state
+
+
+def plan(before: ScheduleState, *tasks: NewTask, minutes: float = 5) -> FirePlan:
+    """Return a plan whose next fire is `minutes` after the one before; without `tasks` it fires one."""
+    assert before.next_fire_at is not None
+    following = before.next_fire_at + timedelta(minutes=minutes)
+    fires = tasks or (fire(before),)
+    return FirePlan(before=before, tasks=fires, next_fire_at=following, due_at=following)
+
+
+def fire(before: ScheduleState, *, minutes: float = 0, **fields: Any) -> NewTask:
+    """Return the task of the fire `minutes` after the one that is due."""
+    assert before.next_fire_at is not None
+    at = before.next_fire_at + timedelta(minutes=minutes)
+    values: dict[str, Any] = {
+        "agent_id": before.agent_id,
+        "trigger": "schedule",
+        "scheduled_at": at,
+        "fire_at": at,
+        "when_busy": WhenBusy.SKIP,
+    }
+    return NewTask(**(values | fields))
+
+
+async def statuses(store: Store, *task_ids: int) -> list[TaskStatus]:
+    return [(await store.get_task(task_id)).status for task_id in task_ids]
 
 
 async def chunk(

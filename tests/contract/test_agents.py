@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from tests.contract.places import Place, chunk, completed, draft, running_task, state
+from tests.contract.places import Place, chunk, completed, draft, new_task, running_task, state
 
 from harness.errors import (
     AgentBusyError,
@@ -166,7 +166,7 @@ async def test_a_deleted_agent_takes_everything_along(store: Store, agent: Agent
     kept_task = await running_task(store, kept.id)
     await store.append_logs(kept_task.id, 1, [await chunk(store, 0)])
     await store.save_artifact(kept.id, state(a=1))
-    task = await running_task(store, agent.id, fire_key="1:x", active_slot="1")
+    task = await running_task(store, agent.id, fire_at=agent.created_at, max_active=1)
     await store.append_logs(task.id, 1, [await chunk(store, 0)])
     await store.finish_task(task.id, 1, completed(), artifact=state(n=1))
     await store.save_artifact(agent.id, state(n=2))
@@ -190,7 +190,7 @@ async def test_a_deleted_agent_takes_everything_along(store: Store, agent: Agent
 async def test_many_tasks_are_deleted_with_their_agent(store: Store, agent: Agent) -> None:
     for n in range(120):
         await store.save_artifact(agent.id, state(n=n))
-    tasks = [await running_task(store, agent.id) for _ in range(230)]
+    tasks = [await running_task(store, agent.id, max_active=230) for _ in range(230)]
     for task in tasks:
         await store.append_logs(task.id, 1, [await chunk(store, 0)])
         await store.finish_task(task.id, 1, completed())
@@ -215,4 +215,4 @@ async def test_an_agent_with_an_active_task_is_not_deleted(
         await store.delete_agent(agent.id)
 
     assert await store.get_agent(agent.id) == agent
-    await store.create_task(NewTask(agent_id=agent.id))
+    await store.create_task(new_task(agent.id))

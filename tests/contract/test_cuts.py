@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from tests.contract.places import MONGOMOCK, WIRE, Place, chunk, claim, completed, draft, running_task, state
+from tests.contract.places import (
+    MONGOMOCK,
+    WIRE,
+    Place,
+    chunk,
+    claim,
+    completed,
+    draft,
+    new_task,
+    running_task,
+    state,
+)
 
 from harness.errors import AgentNotFoundError, DuplicateFireError, StoreUnavailableError, TaskNotFoundError
 from harness.models import Agent, NewTask, Task, TaskStatus
@@ -67,7 +79,7 @@ async def test_a_cut_finish_is_done_or_not_done(shared_place: Place) -> None:
     agent = await other.create_agent(draft())
     saved = 0
     for writes in range(MANY):
-        task = await running_task(other, agent.id, active_slot="1")
+        task = await running_task(other, agent.id)
 
         async def finish(task: Task = task) -> None:
             await dying.finish_task(task.id, 1, completed(), artifact=state(task=task.id))
@@ -190,7 +202,7 @@ async def test_a_cut_deletion_can_be_repeated(shared_place: Place) -> None:
     dying, other = await two_stores(shared_place)
     for writes in range(MANY):
         agent = await other.create_agent(draft(f"agent {writes}"))
-        tasks = [await running_task(other, agent.id, fire_key=f"{writes}:{n}") for n in range(3)]
+        tasks = [await running_task(other, agent.id) for n in range(3)]
         for task in tasks:
             await other.append_logs(task.id, 1, [await chunk(other, 0)])
             await other.finish_task(task.id, 1, completed(), artifact=state())
@@ -233,7 +245,7 @@ async def test_a_cut_creation_is_done_or_not_done(shared_place: Place) -> None:
     dying, other = await two_stores(shared_place)
     agent = await other.create_agent(draft())
     for writes in range(MANY):
-        new = NewTask(agent_id=agent.id, fire_key=f"1:{writes}", active_slot=f"{writes}")
+        new = new_task(agent.id, fire_at=datetime(2026, 1, 1, 0, writes, tzinfo=UTC))
 
         was_cut = await is_cut(dying, writes, lambda new=new: dying.create_task(new, claim=claim()))  # type: ignore[misc]
 
@@ -253,12 +265,12 @@ async def test_other_writes_are_one_write(shared_place: Place, call: str) -> Non
     agent = await other.create_agent(draft())
     await other.save_artifact(agent.id, state())
     task = await running_task(other, agent.id)
-    pending = await other.create_task(NewTask(agent_id=agent.id))
+    await other.create_task(new_task(agent.id))
     # The clocks of two stores differ by what a round trip took; the expiry of a lease is not within that.
     await shared_place.clock.advance(60 if call == "expire" else 1)
     before = await shared_place.content()
     calls: dict[str, Callable[[], Awaitable[object]]] = {
-        "claim": lambda: dying.claim_task(pending, claim()),
+        "claim": lambda: dying.claim_tasks(claim(), limit=1),
         "extend": lambda: dying.extend_lease(task.id, 1, 99),
         "expire": lambda: dying.expire_task(task),
         "reason": lambda: dying.record_reason(task.id, 1, completed().reason),

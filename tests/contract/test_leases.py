@@ -4,126 +4,60 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from tests.contract.places import LEASE_SECONDS, Place, chunk, claim, completed, running_task, state
+from tests.contract.places import (
+    LEASE_SECONDS,
+    MANY,
+    Place,
+    chunk,
+    claim,
+    completed,
+    new_task,
+    running_task,
+    state,
+)
 
-from harness.errors import LeaseLostError
-from harness.models import Agent, Attempt, NewTask, Reason, Task, TaskStatus
+from harness.errors import InvalidInputError, LeaseLostError
+from harness.models import Agent, Reason, Task, TaskStatus
 from harness.ports import Store
 
 
 async def take_over(place: Place, store: Store, task: Task) -> Task:
     await place.clock.advance(LEASE_SECONDS)
-    taken = await store.claim_task(await store.get_task(task.id), claim("runner-2"))
-    assert taken is not None
-    return taken
+    assert await store.expire_task(task, retry_at=await store.now()) is not None
+    taken = await store.claim_tasks(claim("runner-2"), limit=MANY)
+    return next(other for other in taken if other.id == task.id)
 
 
-async def test_a_claim_begins_an_attempt(place: Place, store: Store, agent: Agent) -> None:
-    pending = await store.create_task(NewTask(agent_id=agent.id))
-    await place.clock.advance(3)
-
-    task = await store.claim_task(pending, claim("me", 12.5))
-
-    now = await store.now()
-    assert task is not None
-    assert task == await store.get_task(task.id)
-    assert (task.status, task.fence, task.lease_owner, task.started_at) == (TaskStatus.RUNNING, 1, "me", now)
-    assert task.due_at == now + timedelta(seconds=12.5)
-    assert task.attempts == (Attempt(number=1, started_at=now),)
-
-
-async def test_a_task_is_claimed_once(store: Store, agent: Agent) -> None:
-    pending = await store.create_task(NewTask(agent_id=agent.id))
-    first = await store.claim_task(pending, claim("runner-1"))
-
-    assert await store.claim_task(pending, claim("runner-2")) is None
-    assert await store.claim_task(pending, claim("runner-1")) is None
-
-    assert await store.get_task(pending.id) == first
-
-
-async def test_a_task_whose_time_has_not_come_is_not_claimed(
-    place: Place, store: Store, agent: Agent
-) -> None:
-    at = await store.now() + timedelta(seconds=60)
-    pending = await store.create_task(NewTask(agent_id=agent.id, scheduled_at=at))
-
-    assert await store.claim_task(pending, claim()) is None
-    assert await store.get_task(pending.id) == pending
-    await place.clock.advance(60)
-
-    assert await store.claim_task(pending, claim()) is not None
-
-
-async def test_a_deleted_task_is_not_claimed(store: Store, agent: Agent) -> None:
-    task = await running_task(store, agent.id)
-    await store.finish_task(task.id, 1, completed())
-    await store.delete_agent(agent.id)
-
-    assert await store.claim_task(task, claim()) is None
-
-
-async def test_a_live_lease_is_not_taken_over(place: Place, store: Store, agent: Agent) -> None:
-    task = await running_task(store, agent.id)
-    await place.clock.advance(LEASE_SECONDS - 0.001)
-
-    assert await store.claim_task(task, claim("runner-2")) is None
-
-    assert await store.get_task(task.id) == task
-
-
-async def test_an_expired_lease_is_taken_over_under_a_higher_fence(
-    place: Place, store: Store, agent: Agent
-) -> None:
-    task = await running_task(store, agent.id)
-
-    taken = await take_over(place, store, task)
-
-    now = await store.now()
-    assert taken == await store.get_task(task.id)
-    assert (taken.status, taken.fence, taken.lease_owner) == (TaskStatus.RUNNING, 2, "runner-2")
-    assert taken.started_at == task.started_at
-    assert taken.due_at == now + timedelta(seconds=LEASE_SECONDS)
-    assert taken.attempts == (
-        Attempt(number=1, started_at=task.created_at, ended_at=now, reason=Reason.LOST),
-        Attempt(number=2, started_at=now),
-    )
-
-
-async def test_a_take_over_keeps_the_reason_that_was_written(
-    place: Place, store: Store, agent: Agent
-) -> None:
-    task = await running_task(store, agent.id)
-    expired = await store.get_task(task.id)
-    await store.record_reason(task.id, 1, Reason.TIMEOUT, "took longer than 300 s")
-    await place.clock.advance(LEASE_SECONDS)
-
-    # Read before the reason was written: what is stored counts.
-    taken = await store.claim_task(expired, claim("runner-2"))
-
-    assert taken is not None
-    first = taken.attempts[0]
-    assert (first.reason, first.error, first.ended_at) == (
-        Reason.TIMEOUT, "took longer than 300 s", await store.now(),
-    )  # fmt: skip
-
-
-async def test_an_extended_lease_defeats_a_claim_decided_before(
+async def test_an_extended_lease_defeats_an_expiry_decided_before(
     place: Place, store: Store, agent: Agent
 ) -> None:
     task = await running_task(store, agent.id)
     await place.clock.advance(LEASE_SECONDS)
-    (expired,) = await store.due_tasks(status=TaskStatus.RUNNING)
+    (expired,) = await store.expired_tasks()
 
     end = await store.extend_lease(task.id, 1, 10)
 
     assert end == await store.now() + timedelta(seconds=10)
     assert (await store.get_task(task.id)).due_at == end
-    assert await store.claim_task(expired, claim("runner-2")) is None
+    assert await store.expire_task(expired) is None
     await place.clock.advance(9.999)
-    assert await store.due_tasks(status=TaskStatus.RUNNING) == []
+    assert await store.expired_tasks() == []
     await place.clock.advance(0.001)
-    assert len(await store.due_tasks(status=TaskStatus.RUNNING)) == 1
+    assert len(await store.expired_tasks()) == 1
+
+
+async def test_expired_leases_come_earliest_first(place: Place, store: Store, agent: Agent) -> None:
+    tasks = [
+        await store.create_task(new_task(agent.id), claim=claim(lease_seconds=seconds))
+        for seconds in (30, 10, 20)
+    ]
+    await store.create_task(new_task(agent.id))
+    await place.clock.advance(25)
+
+    assert await store.expired_tasks() == [tasks[1], tasks[2]]
+    assert await store.expired_tasks(limit=1) == [tasks[1]]
+    with pytest.raises(InvalidInputError, match="limit"):
+        await store.expired_tasks(limit=0)
 
 
 async def test_an_extension_changes_nothing_else(store: Store, agent: Agent) -> None:
@@ -170,13 +104,17 @@ FENCED_WRITES: dict[str, FencedWrite] = {
     "finish_task": lambda store, task, fence: store.finish_task(
         task.id, fence, completed(), artifact=state(a=1)
     ),
+    "retry_task": lambda store, task, fence: store.retry_task(
+        task.id, fence, completed(), due_at=task.created_at
+    ),
+    "hand_back_task": lambda store, task, fence: store.hand_back_task(task.id, fence, "shut down"),
     "append_logs": _append,
     "append_nothing": lambda store, task, fence: store.append_logs(task.id, fence, []),
 }
 
 
 @pytest.mark.parametrize("write", FENCED_WRITES.values(), ids=FENCED_WRITES.keys())
-@pytest.mark.parametrize("fence", [0, 1, 3, 2**40, -1])
+@pytest.mark.parametrize("fence", [0, 1, 2, 4, 2**40, -1])
 async def test_a_write_under_another_fence_changes_nothing(
     place: Place, store: Store, agent: Agent, write: FencedWrite, fence: int
 ) -> None:
@@ -195,7 +133,7 @@ async def test_a_write_under_another_fence_changes_nothing(
 async def test_a_write_to_a_task_that_does_not_run_changes_nothing(
     store: Store, agent: Agent, write: FencedWrite, became: str
 ) -> None:
-    task = await store.create_task(NewTask(agent_id=agent.id), claim=None if became == "pending" else claim())
+    task = await store.create_task(new_task(agent.id), claim=None if became == "pending" else claim())
     if became != "pending":
         task = await store.finish_task(task.id, 1, completed(result="another end"))
     if became == "deleted":
@@ -221,21 +159,21 @@ async def test_an_expired_lease_that_nobody_took_still_writes(
     await write(store, task, 1)
 
 
-async def test_fences_rise_by_one_at_every_take_over(place: Place, store: Store, agent: Agent) -> None:
+async def test_every_attempt_has_a_higher_number(place: Place, store: Store, agent: Agent) -> None:
     task = await running_task(store, agent.id)
-    for fence in range(2, 6):
+    for _ in range(3):
         task = await take_over(place, store, task)
-        assert task.fence == fence
-    done = await store.finish_task(task.id, 5, completed())
+    done = await store.finish_task(task.id, task.fence, completed())
 
-    assert [attempt.number for attempt in done.attempts] == [1, 2, 3, 4, 5]
-    assert [attempt.reason for attempt in done.attempts] == [Reason.LOST] * 4 + [Reason.COMPLETED]
+    # An expiry takes a number too, so that the runner that was given up has one below.
+    assert [attempt.number for attempt in done.attempts] == [1, 3, 5, 7]
+    assert [attempt.reason for attempt in done.attempts] == [Reason.LOST] * 3 + [Reason.COMPLETED]
 
 
 async def test_an_expired_task_ends_as_lost_under_a_new_fence(
     place: Place, store: Store, agent: Agent
 ) -> None:
-    task = await running_task(store, agent.id, active_slot="1")
+    task = await running_task(store, agent.id, max_active=1)
     await place.clock.advance(LEASE_SECONDS)
 
     ended = await store.expire_task(task)
@@ -247,10 +185,10 @@ async def test_an_expired_task_ends_as_lost_under_a_new_fence(
     assert (ended.completed_at, ended.due_at, ended.lease_owner) == (now, None, None)
     assert ended.attempt is not None
     assert (ended.attempt.number, ended.attempt.ended_at, ended.attempt.reason) == (1, now, Reason.LOST)
-    assert await store.due_tasks(status=TaskStatus.RUNNING) == []
+    assert await store.expired_tasks() == []
     assert await store.expire_task(task) is None
     assert await store.expire_task(ended) is None
-    await running_task(store, agent.id, active_slot="1")
+    await running_task(store, agent.id, max_active=1)
 
 
 async def test_an_expired_task_keeps_the_reason_that_was_recorded(
@@ -269,7 +207,7 @@ async def test_an_expired_task_keeps_the_reason_that_was_recorded(
 async def test_a_lease_that_is_live_or_changed_hands_does_not_expire(
     place: Place, store: Store, agent: Agent
 ) -> None:
-    pending = await store.create_task(NewTask(agent_id=agent.id))
+    pending = await store.create_task(new_task(agent.id))
     assert await store.expire_task(pending) is None
     task = await running_task(store, agent.id)
     await place.clock.advance(LEASE_SECONDS - 0.001)

@@ -3,14 +3,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.contract.places import Place, claim, completed, draft, running_task, state
+from tests.contract.places import Place, claim, completed, draft, new_task, running_task, state
 from tests.contract.processes import start_process
 
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
-from harness.models import Agent, NewTask, Reason, Task, TaskStatus
+from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
 
 
@@ -24,15 +24,28 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "list_agents": store.list_agents(),
         "update_agent": store.update_agent(1, draft("agent")),
         "delete_agent": store.delete_agent(1),
-        "create_task": store.create_task(NewTask(agent_id=1, fire_key="f", active_slot="s"), claim=claim()),
+        "create_task": store.create_task(NewTask(agent_id=1, fire_at=task.created_at), claim=claim()),
         "get_task": store.get_task(1),
         "list_tasks": store.list_tasks(),
-        "due_tasks": store.due_tasks(status=TaskStatus.PENDING),
-        "claim_task": store.claim_task(task, claim()),
+        "expired_tasks": store.expired_tasks(),
+        "claim_tasks": store.claim_tasks(claim(), limit=1),
+        "next_due_at": store.next_due_at(),
         "extend_lease": store.extend_lease(1, 1, 30),
         "record_reason": store.record_reason(1, 1, Reason.TIMEOUT),
         "finish_task": store.finish_task(1, 1, completed(), artifact=state()),
         "expire_task": store.expire_task(task),
+        "retry_task": store.retry_task(1, 1, completed(), due_at=task.created_at),
+        "hand_back_task": store.hand_back_task(1, 1, "shut down"),
+        "reopen_task": store.reopen_task(1, due_at=task.created_at, max_retries=3),
+        "cancel_task": store.cancel_task(1),
+        "cancel_requests": store.cancel_requests("runner-1"),
+        "unsynced_schedules": store.unsynced_schedules(),
+        "get_schedule": store.get_schedule(1),
+        "put_schedules": store.put_schedules(
+            [ScheduleState(agent_id=1, agent_version=1, anchor_at=task.created_at)]
+        ),
+        "due_schedules": store.due_schedules(),
+        "fire_schedules": store.fire_schedules([]),
         "append_logs": store.append_logs(1, 1, []),
         "read_logs": store.read_logs(1),
         "save_artifact": store.save_artifact(1, state()),
@@ -196,6 +209,11 @@ async def test_times_are_whole_milliseconds_in_utc(place: Place) -> None:
     assert abs(now - before - timedelta(seconds=1.2345678)) < timedelta(milliseconds=2)
 
 
+def fire_of(agent: Agent, number: int) -> NewTask:
+    """Return a task for the agent's fire of that number."""
+    return new_task(agent.id, fire_at=datetime(2026, 1, 1, 0, number, tzinfo=UTC))
+
+
 async def test_a_cancelled_call_leaves_a_working_store(place: Place) -> None:
     store = place.make()
     await store.open()
@@ -203,7 +221,7 @@ async def test_a_cancelled_call_leaves_a_working_store(place: Place) -> None:
     # After every number of turns of the event loop that a call may take.
     for turns in range(12):
         calls = [
-            asyncio.ensure_future(store.create_task(NewTask(agent_id=agent.id, fire_key=str(turns)))),
+            asyncio.ensure_future(store.create_task(fire_of(agent, turns))),
             asyncio.ensure_future(store.save_artifact(agent.id, state(n=turns))),
             asyncio.ensure_future(store.list_tasks()),
         ]
@@ -213,7 +231,7 @@ async def test_a_cancelled_call_leaves_a_working_store(place: Place) -> None:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-        task = await running_task(store, agent.id, active_slot="1")
+        task = await running_task(store, agent.id)
         await store.finish_task(task.id, 1, completed(), artifact=state(turns=turns))
 
     page = await store.list_tasks(status=TaskStatus.COMPLETED)

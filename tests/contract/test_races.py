@@ -5,10 +5,21 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import pytest
-from tests.contract.places import LEASE_SECONDS, Place, chunk, claim, completed, draft, running_task, state
+from tests.contract.places import (
+    LEASE_SECONDS,
+    Place,
+    chunk,
+    claim,
+    completed,
+    draft,
+    new_task,
+    running_task,
+    state,
+)
 from tests.contract.processes import start_process
 
 from harness.errors import (
@@ -42,6 +53,11 @@ async def agent(stores: list[Store]) -> Agent:
     return await stores[0].create_agent(draft())
 
 
+async def take_over(store: Store, task: Task) -> Task | None:
+    """Give a task of a runner that seems dead to the next one; None when its runner was faster."""
+    return await store.expire_task(task, retry_at=await store.now() + timedelta(hours=1))
+
+
 async def race(calls: Iterable[Awaitable[T]]) -> tuple[list[T], Counter[type]]:
     """Run calls at once; return what the winners got, and how often each error ended a loser."""
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -59,27 +75,26 @@ async def race(calls: Iterable[Awaitable[T]]) -> tuple[list[T], Counter[type]]:
 
 async def test_of_many_claims_exactly_one_wins(stores: list[Store], agent: Agent) -> None:
     for _ in range(10):
-        pending = await stores[0].create_task(NewTask(agent_id=agent.id))
+        pending = await stores[0].create_task(new_task(agent.id))
 
         won, lost = await race(
-            store.claim_task(pending, claim(f"runner-{n}")) for n, store in enumerate(stores)
+            store.claim_tasks(claim(f"runner-{n}"), limit=1) for n, store in enumerate(stores)
         )
 
-        (taken,) = [task for task in won if task is not None]
+        (taken,) = [task for tasks in won for task in tasks]
         assert lost == Counter()
         assert await stores[0].get_task(pending.id) == taken
 
 
 async def test_runners_that_drain_a_queue_take_every_task_once(stores: list[Store], agent: Agent) -> None:
-    created = [await stores[0].create_task(NewTask(agent_id=agent.id)) for _ in range(30)]
+    created = [await stores[0].create_task(new_task(agent.id)) for _ in range(30)]
     taken: list[int] = []
 
     async def drain(store: Store, owner: str) -> None:
-        while due := await store.due_tasks(status=TaskStatus.PENDING, limit=3):
-            for pending in due:
-                if task := await store.claim_task(pending, claim(owner)):
-                    taken.append(task.id)
-                    await store.finish_task(task.id, task.fence, completed())
+        while (await store.list_tasks(status=TaskStatus.PENDING)).items:
+            for task in await store.claim_tasks(claim(owner), limit=3):
+                taken.append(task.id)
+                await store.finish_task(task.id, task.fence, completed())
 
     await asyncio.gather(*(drain(store, f"runner-{n}") for n, store in enumerate(stores)))
 
@@ -91,7 +106,7 @@ async def test_runners_that_drain_a_queue_take_every_task_once(stores: list[Stor
 async def test_of_many_tasks_for_one_slot_exactly_one_is_stored(stores: list[Store], agent: Agent) -> None:
     for _ in range(5):
         won, lost = await race(
-            store.create_task(NewTask(agent_id=agent.id, active_slot="1"), claim=claim()) for store in stores
+            store.create_task(NewTask(agent_id=agent.id), claim=claim()) for store in stores
         )
 
         assert len(won) == 1
@@ -103,7 +118,7 @@ async def test_of_many_tasks_for_one_slot_exactly_one_is_stored(stores: list[Sto
 
 async def test_of_many_tasks_for_one_fire_exactly_one_is_stored(stores: list[Store], agent: Agent) -> None:
     for fire in range(5):
-        new = NewTask(agent_id=agent.id, fire_key=f"1:{fire}", active_slot=f"{fire}")
+        new = new_task(agent.id, fire_at=datetime(2026, 1, 1, 0, fire, tzinfo=UTC))
 
         won, lost = await race(store.create_task(new) for store in stores)
 
@@ -119,7 +134,7 @@ async def test_a_slot_passes_from_task_to_task_under_load(stores: list[Store], a
         done = 0
         while done < 4:
             try:
-                task = await running_task(store, agent.id, active_slot="1")
+                task = await running_task(store, agent.id, max_active=1)
             except AgentBusyError:
                 continue
             assert not active
@@ -224,7 +239,7 @@ async def test_either_the_holder_extends_or_another_takes_over(
 
         extended, taken, ended = await asyncio.gather(
             after(later, stores[0].extend_lease(task.id, 1, LEASE_SECONDS)),
-            after(2 - later, stores[1].claim_task(task, claim("thief"))),
+            after(2 - later, take_over(stores[1], task)),
             after(1, stores[2].expire_task(task)),
             return_exceptions=True,
         )
@@ -255,7 +270,7 @@ async def test_either_the_holder_finishes_or_another_takes_over(
 
         finished, taken = await asyncio.gather(
             stores[0].finish_task(task.id, 1, completed(), artifact=state(n=1)),
-            stores[1].claim_task(task, claim("thief")),
+            take_over(stores[1], task),
             return_exceptions=True,
         )
 
@@ -266,7 +281,6 @@ async def test_either_the_holder_finishes_or_another_takes_over(
         else:
             assert isinstance(finished, LeaseLostError)
             assert (stored, saved) == (taken, 0)
-            await stores[1].finish_task(task.id, 2, completed())
 
 
 async def test_a_holders_own_writes_do_not_disturb_each_other(stores: list[Store], agent: Agent) -> None:
@@ -335,7 +349,7 @@ async def test_a_killed_process_leaves_every_promise_kept(real_place: Place) -> 
     code = f"""
         while True:
             task = await store.create_task(
-                NewTask(agent_id={agent.id}, active_slot="1"), claim=Claim(owner=str(os.getpid()), lease_seconds=0.05)
+                NewTask(agent_id={agent.id}), claim=Claim(owner=str(os.getpid()), lease_seconds=0.05)
             )
             at = await store.now()
             await store.append_logs(task.id, 1, [LogChunk(seq=log_seq(1, 0), stream="stdout", data=b"x" * 9000, at=at)])

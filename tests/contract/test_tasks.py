@@ -3,10 +3,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from tests.contract.places import LEASE_SECONDS, Place, claim, completed, draft, running_task, state
+from tests.contract.places import LEASE_SECONDS, Place, claim, completed, draft, new_task, running_task, state
 
 from harness.errors import (
-    AgentBusyError,
     DuplicateFireError,
     InvalidInputError,
     LeaseLostError,
@@ -14,8 +13,21 @@ from harness.errors import (
     TaskNotFoundError,
 )
 from harness.jsontext import MAX_DEPTH
-from harness.models import Agent, Attempt, NewArtifact, NewTask, Outcome, Reason, Task, TaskStatus, Usage
+from harness.models import (
+    Agent,
+    Attempt,
+    NewArtifact,
+    NewTask,
+    Outcome,
+    Reason,
+    SkipReason,
+    Task,
+    TaskStatus,
+    Usage,
+)
 from harness.ports import Store
+
+NOON = datetime(2026, 1, 1, 12, 0, 0, 500_999, tzinfo=UTC)
 
 
 def nested(depth: int) -> dict[str, object]:
@@ -53,6 +65,15 @@ async def test_a_new_task_is_pending_and_due_at_once(store: Store, agent: Agent)
     assert task == expected
 
 
+async def test_a_task_may_start_later_than_it_is_scheduled(store: Store, agent: Agent) -> None:
+    later = NOON + timedelta(seconds=7)
+
+    task = await store.create_task(NewTask(agent_id=agent.id, scheduled_at=NOON, due_at=later))
+
+    assert task == await store.get_task(task.id)
+    assert (task.scheduled_at.microsecond, task.due_at) == (500_000, later.replace(microsecond=500_000))
+
+
 async def test_a_task_created_with_a_claim_already_runs(store: Store, agent: Agent) -> None:
     task = await store.create_task(NewTask(agent_id=agent.id), claim=claim("me"))
 
@@ -67,12 +88,24 @@ async def test_what_a_task_was_asked_for_is_kept(store: Store, agent: Agent) -> 
     at = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=5)))
 
     task = await store.create_task(
-        NewTask(agent_id=agent.id, trigger="schedule", scheduled_at=at, context=ODD_JSON, save_handoff=False)
+        NewTask(
+            agent_id=agent.id,
+            trigger="schedule",
+            scheduled_at=at,
+            context=ODD_JSON,
+            save_handoff=False,
+            fire_at=at,
+            priority=-7,
+            max_retries=5,
+        )
     )
 
     assert task == await store.get_task(task.id)
     assert (task.trigger, task.save_handoff) == ("schedule", False)
-    assert task.scheduled_at == task.due_at == datetime(2030, 1, 1, 7, 0, 0, 123000, tzinfo=UTC)
+    assert (task.priority, task.max_retries, task.retry_count) == (-7, 5, 0)
+    assert (
+        task.scheduled_at == task.due_at == task.fire_at == datetime(2030, 1, 1, 7, 0, 0, 123000, tzinfo=UTC)
+    )
     assert task.scheduled_at.tzinfo is UTC
     assert task.context == ODD_JSON
     assert task.context is not None
@@ -106,41 +139,34 @@ async def test_a_context_that_json_cannot_hold_is_refused(
 
 
 async def test_a_fire_has_one_task_for_ever(store: Store, agent: Agent) -> None:
-    first = await store.create_task(NewTask(agent_id=agent.id, fire_key="1:noon"), claim=claim())
+    other = await store.create_agent(draft("other"))
+    first = await store.create_task(new_task(agent.id, fire_at=NOON), claim=claim())
+    again = new_task(agent.id, fire_at=NOON.astimezone(timezone(timedelta(hours=5))))
+    message = f"task {first.id} .*{agent.id}:2026-01-01T12:00:00.500000Z"
 
-    with pytest.raises(DuplicateFireError, match=f"task {first.id} .*1:noon"):
-        await store.create_task(NewTask(agent_id=agent.id, fire_key="1:noon"))
+    with pytest.raises(DuplicateFireError, match=message):
+        await store.create_task(again)
     await store.finish_task(first.id, 1, completed())
-    with pytest.raises(DuplicateFireError):
-        await store.create_task(NewTask(agent_id=agent.id, fire_key="1:noon"))
+    for new in (again, again.model_copy(update={"skip_reason": SkipReason.MISSED})):
+        with pytest.raises(DuplicateFireError, match=message):
+            await store.create_task(new)
 
     assert (await store.list_tasks()).total_count == 1
-    await store.create_task(NewTask(agent_id=agent.id, fire_key="1:evening"))
-
-
-async def test_an_active_slot_holds_one_task_until_it_ends(store: Store, agent: Agent) -> None:
-    first = await store.create_task(NewTask(agent_id=agent.id, active_slot="1"), claim=claim())
-
-    with pytest.raises(AgentBusyError, match=f"agent {agent.id} has the active task {first.id}"):
-        await store.create_task(NewTask(agent_id=agent.id, active_slot="1"))
-    await store.finish_task(first.id, 1, completed())
-
-    second = await store.create_task(NewTask(agent_id=agent.id, active_slot="1"))
-    with pytest.raises(AgentBusyError, match=f"task {second.id}"):
-        await store.create_task(NewTask(agent_id=agent.id, active_slot="1"))
+    await store.create_task(new_task(agent.id, fire_at=NOON + timedelta(milliseconds=1)))
+    await store.create_task(new_task(other.id, fire_at=NOON))
 
 
 async def test_a_duplicate_fire_says_so_also_while_the_agent_is_busy(store: Store, agent: Agent) -> None:
-    new = NewTask(agent_id=agent.id, fire_key="1:noon", active_slot="1")
+    new = new_task(agent.id, fire_at=NOON, max_active=1)
     await store.create_task(new)
 
     with pytest.raises(DuplicateFireError):
         await store.create_task(new)
 
 
-async def test_tasks_without_a_slot_or_a_fire_do_not_exclude_each_other(store: Store, agent: Agent) -> None:
+async def test_tasks_without_a_fire_do_not_exclude_each_other(store: Store, agent: Agent) -> None:
     for _ in range(3):
-        await store.create_task(NewTask(agent_id=agent.id))
+        await store.create_task(new_task(agent.id))
 
     assert (await store.list_tasks()).total_count == 3
 
@@ -154,6 +180,10 @@ async def test_an_unknown_task_is_named_by_its_id(store: Store, agent: Agent, ta
     assert await store.read_logs(task_id) == []
     with pytest.raises(LeaseLostError, match=str(task_id)):
         await store.extend_lease(task_id, 1, 1)
+    with pytest.raises(TaskNotFoundError, match=str(task_id)):
+        await store.cancel_task(task_id)
+    with pytest.raises(TaskNotFoundError, match=str(task_id)):
+        await store.reopen_task(task_id, due_at=NOON, max_retries=1)
     with pytest.raises(LeaseLostError, match=str(task_id)):
         await store.append_logs(task_id, 1, [])
 
@@ -183,39 +213,8 @@ async def test_tasks_are_listed_by_falling_id_with_filters(store: Store, agent: 
     assert everything.items[0] == await store.get_task(12)
 
 
-async def test_due_tasks_come_earliest_first_and_not_before_their_time(
-    place: Place, store: Store, agent: Agent
-) -> None:
-    now = await store.now()
-    delays = [5, -3600, 0, 1, -1]
-    for delay in delays:
-        at = now + timedelta(seconds=delay)
-        await store.create_task(NewTask(agent_id=agent.id, scheduled_at=at))
-
-    assert [task.id for task in await store.due_tasks(status=TaskStatus.PENDING)] == [2, 5, 3]
-    assert [task.id for task in await store.due_tasks(status=TaskStatus.PENDING, limit=1)] == [2]
-    await place.clock.advance(1)
-    assert [task.id for task in await store.due_tasks(status=TaskStatus.PENDING)] == [2, 5, 3, 4]
-    assert await store.due_tasks(status=TaskStatus.RUNNING) == []
-    assert (await store.due_tasks(status=TaskStatus.PENDING))[0] == await store.get_task(2)
-
-
-async def test_tasks_that_run_or_have_ended_are_not_due(place: Place, store: Store, agent: Agent) -> None:
-    ended = await running_task(store, agent.id)
-    await store.finish_task(ended.id, 1, completed())
-    running = await running_task(store, agent.id)
-    await place.clock.advance(LEASE_SECONDS - 0.001)
-    assert await store.due_tasks(status=TaskStatus.RUNNING) == []
-
-    await place.clock.advance(0.001)
-
-    assert [task.id for task in await store.due_tasks(status=TaskStatus.RUNNING)] == [running.id]
-    assert await store.due_tasks(status=TaskStatus.PENDING) == []
-    assert await store.due_tasks(status=TaskStatus.COMPLETED) == []
-
-
 async def test_a_finished_task_says_how_it_ended(place: Place, store: Store, agent: Agent) -> None:
-    task = await running_task(store, agent.id, active_slot="1")
+    task = await running_task(store, agent.id, max_active=1)
     await place.clock.advance(2.5)
     usage = Usage(
         peak_memory_bytes=2**40,
@@ -281,8 +280,12 @@ async def test_a_final_status_is_final(store: Store, agent: Agent) -> None:
         await store.record_reason(task.id, 1, Reason.TIMEOUT)
     with pytest.raises(LeaseLostError):
         await store.extend_lease(task.id, 1, 60)
-    assert await store.claim_task(done, claim()) is None
-    assert await store.claim_task(task, claim()) is None
+    with pytest.raises(LeaseLostError):
+        await store.retry_task(task.id, 1, completed(), due_at=await store.now())
+    with pytest.raises(LeaseLostError):
+        await store.hand_back_task(task.id, 1, "shut down")
+    assert await store.claim_tasks(claim(), limit=10) == []
+    assert await store.cancel_task(task.id) == done
 
     assert await store.get_task(task.id) == done
     assert await store.artifact_history(agent.id) == []

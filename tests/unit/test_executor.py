@@ -426,15 +426,16 @@ async def test_a_second_attempt_is_told_how_the_first_ended(
     bench: Bench, before: Reason | None, told: str
 ) -> None:
     claim = Claim(owner="a runner that died", lease_seconds=30)
-    task = await bench.store.create_task(NewTask(agent_id=bench.agent.id), claim=claim)
+    task = await bench.store.create_task(NewTask(agent_id=bench.agent.id, max_retries=3), claim=claim)
     if before is not None:
         await bench.store.record_reason(task.id, task.fence, before)
     await bench.clock.advance(31)
+    await bench.store.expire_task(task, retry_at=await bench.store.now())
     claimed_at = bench.clock.monotonic()
-    again = await bench.store.claim_task(task, Claim(owner="me", lease_seconds=30))
-    assert again is not None
+    (again,) = await bench.store.claim_tasks(Claim(owner="me", lease_seconds=30), limit=1)
 
-    await bench.executor.run_task(again, bench.agent, claimed_at=claimed_at)
+    parts = await bench.executor.resolve()
+    await bench.executor.begin(parts, again, bench.agent, claimed_at=claimed_at).run()
 
     assert bench.sandbox.jobs[0].task["attempt"] == 2
     assert bench.sandbox.jobs[0].task["previous_outcome"] == told
@@ -483,7 +484,7 @@ async def test_an_agent_that_runs_already_is_busy(bench: Bench) -> None:
 
 async def test_an_agent_whose_runner_died_is_not_busy(bench: Bench) -> None:
     await bench.run()
-    dead = NewTask(agent_id=bench.agent.id, active_slot=str(bench.agent.id))
+    dead = NewTask(agent_id=bench.agent.id)
     task = await bench.store.create_task(dead, claim=Claim(owner="dead", lease_seconds=30))
     labels = replace(bench.sandbox.specs[0].labels, task_id=task.id, fence=task.fence)
     bench.sandbox.add_container(labels, "exited")
@@ -630,11 +631,10 @@ async def test_after_the_lease_was_lost_nothing_is_written(bench: Bench) -> None
     await bench.sandbox.until_running()
     gate = bench.store.gate("append_logs")
     # Somebody else took the task over: its lease ended, as seen from there, while this runner was frozen.
-    store = MemoryStore.claim_task
     bench.store._clock = ahead = FakeClock(bench.clock.now())
     await ahead.advance(31)
-    taken = await store(bench.store, await bench.task(), Claim(owner="other", lease_seconds=300))
-    assert taken is not None
+    await MemoryStore.expire_task(bench.store, await bench.task(), retry_at=ahead.now())
+    await MemoryStore.claim_tasks(bench.store, Claim(owner="other", lease_seconds=300), limit=1)
     gate.set()
     await advance(bench, 10)
 
@@ -642,7 +642,7 @@ async def test_after_the_lease_was_lost_nothing_is_written(bench: Bench) -> None
 
     assert (result.success, result.reason, result.state) == (False, Reason.LOST, None)
     task = await bench.task()
-    assert (task.status, task.lease_owner, task.fence) == (TaskStatus.RUNNING, "other", 2)
+    assert (task.status, task.lease_owner, task.fence) == (TaskStatus.RUNNING, "other", 3)
     assert [attempt.reason for attempt in task.attempts] == [Reason.LOST, None]
     assert await bench.log(task.id) == []
     assert await bench.store.newest_artifact(bench.agent.id) is None
@@ -654,7 +654,8 @@ async def test_a_lease_that_ended_during_the_start_keeps_the_agent_from_running(
     claimed_at = bench.clock.monotonic()
     await bench.clock.advance(30)
 
-    result = await bench.executor.run_task(task, bench.agent, claimed_at=claimed_at)
+    parts = await bench.executor.resolve()
+    result = await bench.executor.begin(parts, task, bench.agent, claimed_at=claimed_at).run()
 
     assert result.reason is Reason.LOST
     assert bench.sandbox.jobs == []

@@ -24,8 +24,7 @@ class World:
         self.store, self.sandbox, self.clock, self.agent_id = store, sandbox, clock, agent_id
 
     async def running_task(self) -> Task:
-        slot = f"{self.agent_id}-{len((await self.store.list_tasks()).items)}"
-        return await self.store.create_task(NewTask(agent_id=self.agent_id, active_slot=slot), claim=CLAIM)
+        return await self.store.create_task(NewTask(agent_id=self.agent_id, max_active=10), claim=CLAIM)
 
     def container(self, task: Task, *, fence: int | None = None, state: str = "running") -> str:
         labels = SandboxLabels(self.store.store_id, task.id, task.fence if fence is None else fence)
@@ -103,7 +102,7 @@ async def test_a_reason_recorded_before_the_runner_died_stays(world: World) -> N
 
 
 async def test_the_slot_of_a_lost_task_is_free(world: World) -> None:
-    new = NewTask(agent_id=world.agent_id, active_slot="1")
+    new = NewTask(agent_id=world.agent_id)
     await world.store.create_task(new, claim=CLAIM)
     await world.let_leases_end()
 
@@ -116,8 +115,8 @@ async def test_the_container_of_an_older_fence_goes_and_that_of_the_live_one_sta
     task = await world.running_task()
     old = world.container(task)
     await world.let_leases_end()
-    again = await world.store.claim_task(task, CLAIM)
-    assert again is not None
+    await world.store.expire_task(task, retry_at=await world.store.now())
+    (again,) = await world.store.claim_tasks(CLAIM, limit=1)
     new = world.container(again)
 
     report = await sweep(world.store, world.sandbox)
@@ -175,7 +174,7 @@ async def test_a_lease_extended_during_the_sweep_keeps_its_task(world: World) ->
     task = await world.running_task()
     await world.let_leases_end()
     extended = False
-    look = world.store.due_tasks
+    look = world.store.expired_tasks
 
     async def extend_after_the_look(**arguments: Any) -> Any:
         nonlocal extended
@@ -185,7 +184,7 @@ async def test_a_lease_extended_during_the_sweep_keeps_its_task(world: World) ->
             await world.store.extend_lease(task.id, task.fence, LEASE_SECONDS)
         return due
 
-    world.store.due_tasks = extend_after_the_look  # type: ignore[method-assign]
+    world.store.expired_tasks = extend_after_the_look  # type: ignore[method-assign]
 
     assert (await sweep(world.store, world.sandbox)).lost_tasks == ()
     assert (await world.store.get_task(task.id)).status is TaskStatus.RUNNING

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from harness.errors import SettingsError
+from harness.errors import InvalidInputError, SettingsError
 from harness.settings import Settings, get_settings
 
 
@@ -162,3 +162,32 @@ def test_the_environment_is_read_once(environment: pytest.MonkeyPatch) -> None:
     get_settings.cache_clear()
     assert get_settings().lease_seconds == 7
     get_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::1", "::1"), ("localhost", "127.0.0.1")],
+)
+def test_the_server_listens_on_this_machine(environment: pytest.MonkeyPatch, host: str, address: str) -> None:
+    environment.setenv("HARNESS_HOST", host)
+    environment.setenv("HARNESS_PORT", "8080")
+
+    assert (Settings.load().host, Settings.load().port) == (address, 8080)
+    assert Settings(host="127.0.0.1").listening_at(host, 0).host == address
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+def test_an_address_that_others_could_reach_is_refused(environment: pytest.MonkeyPatch, host: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"--host {host} is refused: the API has no tokens yet"):
+        Settings.load().listening_at(host, None)
+    environment.setenv("HARNESS_HOST", host)
+    with pytest.raises(SettingsError, match=r"HARNESS_HOST: the API has no tokens yet"):
+        Settings.load()
+
+
+def test_an_address_that_is_not_given_stays(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HARNESS_PORT", "8080")
+
+    settings = Settings.load().listening_at(None, None)
+
+    assert (settings.host, settings.port) == ("127.0.0.1", 8080)

@@ -22,11 +22,13 @@ from harness.cli.render import (
     print_table,
     say,
 )
+from harness.cli.schedule import fires_text
 from harness.cli.session import EXIT_FAILED, find_agent, open_store, run_async
 from harness.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from harness.models import Agent, AgentDraft, Page
+    from harness.ports import Store
 
 #: The file of a folder that is run where nothing else is said.
 DEFAULT_ENTRYPOINT = "main.py"
@@ -94,18 +96,19 @@ def create(
       harness agents create greeter --code greeter.py
       harness agents create crawler --folder crawler/ --config crawler.yaml
       harness agents create poller --code - --set limits.cpus=0.5 < poller.py
-      harness agents create nightly --code nightly.py --set network=open
+      harness agents create nightly --code nightly.py --config nightly.yaml
     """
     _check_one_reader(code, config)
     draft = _draft(
         {"name": name, **_program(code, folder, entrypoint), "config": _config({}, config, settings)}
     )
 
-    async def work() -> Agent:
+    async def work() -> tuple[Agent, str]:
         async with open_store() as store:
-            return await store.create_agent(draft)
+            agent = await store.create_agent(draft)
+            return agent, await _fires_text(store, agent)
 
-    _show_changed(run_async(work), "created", as_json=as_json)
+    _show_changed(*run_async(work), "created", as_json=as_json)
 
 
 @app.command("list")
@@ -153,11 +156,12 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
       harness agents show 3 --json | jq -r .code
     """
 
-    async def work() -> Agent:
+    async def work() -> tuple[Agent, str]:
         async with open_store() as store:
-            return await find_agent(store, agent)
+            found = await find_agent(store, agent)
+            return found, await _fires_text(store, found)
 
-    found = run_async(work)
+    found, fires = run_async(work)
     if as_json:
         print_model(found)
         return
@@ -168,7 +172,7 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
             "version": str(found.version),
             "program": _kind(found),
             "schedule": text.schedule_text(found.config),
-            "next fires": _next_fires(found),
+            "next fires": fires.removeprefix("next fires: "),
             "created": text.instant_text(found.created_at),
             "updated": text.instant_text(found.updated_at),
         }
@@ -210,7 +214,7 @@ def update(  # noqa: PLR0913 - one for each option
     # Read before the store is opened: standard input may take its time.
     base = None if config is None else inputs.read_config(config)
 
-    async def work() -> Agent:
+    async def work() -> tuple[Agent, str]:
         async with open_store() as store:
             before = await find_agent(store, agent)
             fields = before.model_dump(include={"name", "code", "files", "entrypoint", "config"}) | changes
@@ -220,9 +224,10 @@ def update(  # noqa: PLR0913 - one for each option
                 fields["entrypoint"] = before.entrypoint
             fields["config"] = inputs.apply_settings(before.config if base is None else base, settings or ())
             version = before.version if if_version is None else if_version
-            return await store.update_agent(before.id, _draft(fields), expected_version=version)
+            after = await store.update_agent(before.id, _draft(fields), expected_version=version)
+            return after, await _fires_text(store, after)
 
-    _show_changed(run_async(work), "updated", as_json=as_json)
+    _show_changed(*run_async(work), "updated", as_json=as_json)
 
 
 @app.command("delete")
@@ -298,14 +303,17 @@ def _draft(fields: Mapping[str, Any]) -> AgentDraft:
         raise InvalidInputError(describe_problems(error).removeprefix("value: ")) from error
 
 
-def _show_changed(agent: Agent, verb: str, *, as_json: bool) -> None:
+async def _fires_text(store: Store, agent: Agent) -> str:
+    return "" if agent.options.schedule is None else await fires_text(store, agent)
+
+
+def _show_changed(agent: Agent, fires: str, verb: str, *, as_json: bool) -> None:
     if as_json:
         print_model(agent)
-    else:
-        say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
-        if fires := _next_fires(agent):
-            # What `* */15 * * *` means is seen here, before it is seen in the bill.
-            say(f"next fires: {fires}")
+        return
+    say(f"agent {agent.id} ({agent.name}) {verb}, version {agent.version}")
+    if fires:
+        say(fires)
 
 
 def _kind(agent: Agent) -> str:
@@ -314,19 +322,6 @@ def _kind(agent: Agent) -> str:
     if agent.code:
         return f"code, {text.size_text(len(agent.code.encode()))}"
     return f"command {' '.join(agent.config.get('command') or ())}"
-
-
-def _next_fires(agent: Agent) -> str:
-    """Return the next fires of a cron schedule; those of an interval depend on when the scheduler took it up."""
-    from harness.clock import SystemClock
-    from harness.triggers import make_trigger, preview
-
-    schedule = agent.options.schedule
-    if schedule is None or schedule.type != "cron":
-        return ""
-    now = SystemClock().now()
-    fires = preview(make_trigger(schedule, agent_id=agent.id, anchor=now), now, SHOWN_FIRES)
-    return ", ".join(map(text.instant_text, fires))
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:

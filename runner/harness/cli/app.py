@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
 
-from harness.cli import agents, doctor, handoff, images, run, tasks
+from harness.cli import agents, doctor, handoff, images, run, runner, schedule, tasks
+from harness.cli.render import note
 from harness.cli.session import (
     EXIT_BROKEN_PIPE,
     EXIT_CODES_HELP,
@@ -24,6 +26,9 @@ from harness.errors import HarnessError
 # Newer releases of Typer carry a copy of click, older ones import it; this is click's root error in both.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
 
+#: Entry points of this group are functions that typer makes commands of.
+COMMANDS_GROUP = "harness.commands"
+
 _HELP = f"""Run autonomous agents, each run in a throwaway Docker container.
 
 AGENT is an agent's id or its name. With --json a command prints one JSON document to standard output, or after an
@@ -35,6 +40,7 @@ Examples:
   harness agents create greeter --code greeter.py
   harness run greeter
   harness logs 1
+  harness serve
 
 {EXIT_CODES_HELP}
 """
@@ -76,8 +82,20 @@ def build_app() -> typer.Typer:
     app.command("logs")(tasks.logs)
     app.add_typer(handoff.app, name="handoff")
     app.add_typer(images.app, name="images")
+    app.add_typer(schedule.app, name="schedule")
+    app.command("runner")(runner.runner)
     app.command("doctor")(doctor.doctor)
+    _add_installed_commands(app)
     return app
+
+
+def _add_installed_commands(app: typer.Typer) -> None:
+    """Add the commands of other packages, such as the server's; the library itself imports none of them."""
+    for entry in entry_points(group=COMMANDS_GROUP):
+        try:
+            app.command(entry.name)(entry.load())
+        except Exception as error:  # noqa: BLE001 - one broken package must not take the other commands along
+            note(f"the command {entry.name!r} ({entry.value}) can't be loaded: {error}", label="warning:")
 
 
 def invoke(arguments: list[str]) -> int:

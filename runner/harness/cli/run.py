@@ -11,8 +11,8 @@ import typer
 from harness.cli import inputs, text
 from harness.cli.options import AgentArgument, JsonOption
 from harness.cli.output import LiveOutput
-from harness.cli.render import note, print_model
-from harness.cli.session import EXIT_FAILED, StoppedBySignalError, find_agent, run_async
+from harness.cli.render import note, print_model, say
+from harness.cli.session import EXIT_FAILED, StoppedBySignalError, find_agent, open_store, run_async
 
 if TYPE_CHECKING:
     from harness.models import ExecutionResult, Task
@@ -34,6 +34,10 @@ def run(
         bool,
         typer.Option("--follow/--no-follow", help="Print the agent's output as it comes, or not at all."),
     ] = True,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", "-d", help="Leave the run to a `harness serve` or `harness runner`."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run an agent once, now, and wait for its end.
@@ -42,6 +46,9 @@ def run(
     error. A completed run saves its new state, also when it was given a --context. With --json only the result is
     printed, at the end. Ctrl+C cancels the run and removes its container; a reader that goes away (| head) does not end it.
 
+    With --detach the run becomes a pending task, which is printed, and the command ends. It is retried like a scheduled
+    one when it fails.
+
     The exit code is 0 when the run completed and 1 when it failed; see `harness --help` for the others.
 
     \b
@@ -49,8 +56,12 @@ def run(
       harness run greeter
       harness run greeter --context '{"city": "Oslo"}' > greeting.txt
       harness run greeter --json | jq .state
+      harness run greeter --detach
     """
     given = None if context is None else inputs.read_json_object(context, what="context")
+    if detach:
+        _detach(agent, given, as_json=as_json)
+        return
     output = LiveOutput(sys.stdout, sys.stderr) if follow and not as_json else None
     this = _Run()
     try:
@@ -68,6 +79,21 @@ def run(
         note(_summary(result))
     if not result.success:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _detach(reference: str, context: dict[str, Any] | None, *, as_json: bool) -> None:
+    async def work() -> Task:
+        from harness.scheduler import TaskScheduler
+
+        async with open_store() as store:
+            agent = await find_agent(store, reference)
+            return await TaskScheduler(store=store).trigger_now(agent.id, context)
+
+    task = run_async(work)
+    if as_json:
+        print_model(task)
+    else:
+        say(f"task {task.id} is {task.status}; follow it with: harness logs {task.id} --follow")
 
 
 class _Run:

@@ -38,12 +38,13 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 EXIT_CODES_HELP = """\b
 Exit codes:
-  0    done; for run: the run completed
+  0    done; for run: the run completed; for serve and runner: stopped
   1    the run failed, doctor found a problem, or something else went wrong
   2    usage error, or invalid input or settings
   3    no such agent, task or artifact; or a conflict with what is stored
   4    the store or the Docker Engine is not available, or an image is missing
-  130  interrupted by Ctrl+C; 143 terminated; 141 nobody reads the output"""
+  130  interrupted by Ctrl+C; 143 terminated; for serve and runner: twice
+  141  nobody reads the output"""
 
 _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
     (InvalidInputError, EXIT_INVALID),

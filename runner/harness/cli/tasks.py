@@ -21,6 +21,7 @@ from harness.cli.render import (
     print_model,
     print_page_json,
     print_table,
+    say,
 )
 from harness.cli.session import find_agent, open_store, run_async
 from harness.errors import AgentNotFoundError, InvalidInputError
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 
     from harness.models import Attempt, LogChunk, Page, Task, TaskStatus
     from harness.ports import Store
+    from harness.scheduler import TaskScheduler
 
 #: Pause between two looks at a running task's logs, in seconds.
 POLL_SECONDS = 0.3
 #: Chunks read at once; a chunk is at most 64 KiB.
 PAGE_CHUNKS = 64
 
-app = group("Look at tasks: the records of runs.")
+app = group("See, cancel and retry tasks: the records of runs.")
 
 
 class LogStream(StrEnum):
@@ -142,6 +144,64 @@ def show(task: TaskArgument, *, as_json: JsonOption = False) -> None:
         typer.echo()
         headers = ["ATTEMPT", "REASON", "EXIT", "TOOK", "START", "MEMORY", "CPU", "OUTPUT", "ERROR"]
         print_table(headers, [_attempt_row(attempt) for attempt in found.attempts], give_way="ERROR")
+
+
+@app.command("cancel")
+def cancel(task: TaskArgument, *, as_json: JsonOption = False) -> None:
+    """Cancel a task: a pending one at once; a running one is stopped by its runner within a second or two.
+
+    A task that has ended stays as it is.
+
+    \b
+    Example:
+      harness tasks cancel 12
+    """
+
+    async def work() -> Task:
+        async with open_store() as store:
+            return await _scheduler(store).cancel_task(task)
+
+    found = run_async(work)
+    if as_json:
+        print_model(found)
+    elif found.status.is_final:
+        say(f"task {found.id} is {found.status}")
+    else:
+        say(f"task {found.id} is {found.status}, and its runner was asked to stop it")
+
+
+@app.command("retry")
+def retry(
+    task: TaskArgument,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Once more also when its retries are used up.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a failed task tried again, after its agent's retry delay; a `harness serve` or `harness runner` does it.
+
+    \b
+    Example:
+      harness tasks retry 12 --force
+    """
+
+    async def work() -> Task:
+        async with open_store() as store:
+            return await _scheduler(store).retry_failed_task(task, force=force)
+
+    found = run_async(work)
+    if as_json:
+        print_model(found)
+    else:
+        say(f"task {found.id} is {found.status}, due {text.instant_text(found.due_at)}")
+
+
+def _scheduler(store: Store) -> TaskScheduler:
+    """Return a scheduler that is not started: it changes the store, and those that run see it."""
+    from harness.scheduler import TaskScheduler
+
+    return TaskScheduler(store=store)
 
 
 def logs(

@@ -96,8 +96,8 @@ def schedule_text(config: Mapping[str, Any]) -> str:
         return "-"
     text = f"cron {schedule.get('cron')}"
     if schedule.get("type") == "interval":
-        minutes, seconds = schedule.get("interval_minutes"), schedule.get("interval_seconds")
-        text = f"every {seconds} s" if minutes is None else f"every {minutes} min"
+        seconds, minutes = schedule.get("interval_seconds"), schedule.get("interval_minutes")
+        text = f"every {minutes} min" if seconds is None else f"every {seconds} s"
     elif schedule.get("timezone", "UTC") != "UTC":
         text += f" {schedule['timezone']}"
     return text if schedule.get("enabled", True) else f"{text} (paused)"

@@ -18,7 +18,7 @@ from docker import APIClient
 from harness.aio import uninterrupted
 from harness.clock import SystemClock
 from harness.errors import ImageMissingError, SandboxError
-from harness.ports import Clock, OwnedContainer, SandboxLabels, SandboxSpec
+from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, SandboxSpec
 from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.sandbox.hostconfig import (
     LABEL_FENCE,
@@ -51,7 +51,9 @@ class DockerSandbox:
         self._open: set[str] = set()
 
     @asynccontextmanager
-    async def open(self, spec: SandboxSpec) -> AsyncIterator[DockerSession]:
+    async def open(
+        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+    ) -> AsyncIterator[DockerSession]:
         """Create and start a container; see the port."""
         image = spec.image or await self.images.ensure_default()
         began = self._clock.monotonic()
@@ -61,6 +63,8 @@ class DockerSandbox:
         try:
             container_id = await uninterrupted(self._create(name, image, spec))
             reader, writer = await self.engine.open_attach(container_id)
+            if before_start is not None:
+                before_start()
             await uninterrupted(self.engine.call(APIClient.start, container_id))
             start_seconds = self._clock.monotonic() - began
             yield DockerSession(self.engine, spec, container_id, start_seconds, (reader, writer), self._clock)

@@ -102,7 +102,11 @@ def _judge_from_outside(ending: Ending) -> tuple[Reason, int, str | None]:
         reason, error = ending.stopped
         return reason, exit_code, error
     if code is None:
-        return Reason.SANDBOX_ERROR, -1, f"the engine stopped answering during the run: {ending.engine_error}"
+        return (
+            Reason.SANDBOX_ERROR,
+            -1,
+            f"the engine can't tell how the container ended: {ending.engine_error}",
+        )
     if code == EXIT_RUNNER_GONE and ending.supervised:
         return Reason.SANDBOX_ERROR, code, "the connection to the container was cut during the run"
     if ending.engine_oom_killed and code != 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from harness.config import MIB
@@ -30,10 +31,13 @@ from harness.models import (
     HandoffArtifact,
     LogChunk,
     NewArtifact,
-    Reason,
+    NewTask,
+    ScheduleSource,
+    ScheduleState,
     Task,
     TaskStatus,
     log_attempt,
+    render_instant,
 )
 
 #: Schema of what the stores write; a store that says more was written by a newer release.
@@ -51,6 +55,9 @@ MAX_CHUNK_BYTES = 8 * MIB
 
 #: Longest result or error kept, in characters. What is longer comes from an agent's output, where it stands in full.
 MAX_TEXT_LENGTH = 8192
+
+#: The instants among a schedule's fields.
+SCHEDULE_INSTANTS = ("next_fire_at", "due_at", "anchor_at", "last_fire_at")
 
 _INT64 = 2**63
 
@@ -195,6 +202,7 @@ def task_document(task: Task) -> dict[str, Any]:
     document = {name: getattr(task, name) for name in Task.model_fields}
     document["status"] = task.status.value
     document["reason"] = _plain(task.reason)
+    document["skip_reason"] = _plain(task.skip_reason)
     document["attempts"] = [_attempt_document(attempt) for attempt in task.attempts]
     if task.context is not None:
         document["context"] = encode_document(task.context, what="context", max_bytes=MAX_JSON_BYTES)
@@ -211,8 +219,9 @@ def task_changes(before: Task, after: Task) -> dict[str, Any]:
     changes: dict[str, Any] = {name: getattr(after, name) for name in names}
     if "status" in changes:
         changes["status"] = after.status.value
-    if "reason" in changes:
-        changes["reason"] = _plain(after.reason)
+    for name in ("reason", "skip_reason"):
+        if name in changes:
+            changes[name] = _plain(changes[name])
     if "attempts" in changes:
         changes["attempts"] = [_attempt_document(attempt) for attempt in after.attempts]
     return changes
@@ -231,9 +240,38 @@ def task_from(document: Mapping[str, Any]) -> Task:
     return readable("task", document["id"], build)
 
 
-def duplicate_fire(task_id: int, fire_key: str) -> DuplicateFireError:
+def new_task_document(new: NewTask) -> dict[str, Any]:
+    """Return a task that is to be stored as a plain document.
+
+    Raises:
+        InvalidInputError: Its context cannot be kept as JSON.
+    """
+    document = {name: getattr(new, name) for name in NewTask.model_fields}
+    document |= {"when_busy": new.when_busy.value, "skip_reason": _plain(new.skip_reason)}
+    if new.context is not None:
+        document["context"] = encode_document(new.context, what="context", max_bytes=MAX_JSON_BYTES)
+    return document
+
+
+def new_task_from(document: Mapping[str, Any]) -> NewTask:
+    """Return the task that `new_task_document` was given."""
+
+    def build() -> NewTask:
+        context = document["context"]
+        fields = {**document, "context": None if context is None else json.loads(context)}
+        return NewTask.model_validate(fields)
+
+    return readable("fire of agent", document["agent_id"], build)
+
+
+def fire_key(new: NewTask) -> str | None:
+    """Return what is unique to a fire; None for a task that no schedule asked for."""
+    return None if new.fire_at is None else f"{new.agent_id}:{render_instant(whole_millis(new.fire_at))}"
+
+
+def duplicate_fire(task_id: int, key: str) -> DuplicateFireError:
     """Return the error for a fire that has a task."""
-    return DuplicateFireError(f"task {task_id} exists already for the fire {fire_key}")
+    return DuplicateFireError(f"task {task_id} exists already for the fire {key}")
 
 
 def slot_taken(agent_id: int, task_id: int) -> AgentBusyError:
@@ -245,8 +283,50 @@ def _attempt_document(attempt: Attempt) -> dict[str, Any]:
     return attempt.model_dump() | {"reason": _plain(attempt.reason)}
 
 
-def _plain(reason: Reason | None) -> str | None:
-    return None if reason is None else reason.value
+def _plain(word: StrEnum | None) -> str | None:
+    return None if word is None else word.value
+
+
+# Schedules
+
+
+def has_schedule(config: Mapping[str, Any]) -> bool:
+    """Whether an agent's config says when it runs."""
+    return config.get("schedule") is not None
+
+
+def schedule_document(state: ScheduleState) -> dict[str, Any]:
+    """Return where a schedule stands as a plain document."""
+    document = {name: getattr(state, name) for name in ScheduleState.model_fields}
+    for name in SCHEDULE_INSTANTS:
+        if document[name] is not None:
+            document[name] = whole_millis(document[name])
+    return document
+
+
+def schedule_from(document: Mapping[str, Any]) -> ScheduleState:
+    """Return where a schedule stands."""
+    return readable(
+        "schedule of agent",
+        document["agent_id"],
+        lambda: ScheduleState.model_validate({name: document[name] for name in ScheduleState.model_fields}),
+    )
+
+
+def schedule_source(agent: Mapping[str, Any], state: ScheduleState | None) -> ScheduleSource:
+    """Return what an agent's owner wrote and where its schedule stands."""
+    return readable(
+        "agent",
+        agent["id"],
+        # Not validated, as in `agent_from`.
+        lambda: ScheduleSource.model_construct(
+            agent_id=agent["id"],
+            agent_version=agent["version"],
+            agent_created_at=agent["created_at"],
+            config=json.loads(agent["config"]),
+            state=state,
+        ),
+    )
 
 
 # Logs

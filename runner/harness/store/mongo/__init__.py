@@ -11,17 +11,31 @@ from harness.errors import SchemaTooNewError, StoreUnavailableError
 from harness.ports import Clock
 from harness.store.documents import SCHEMA_VERSION
 from harness.store.mongo import driver
-from harness.store.mongo.agents import AGENTS, ARTIFACTS, TASKS
+from harness.store.mongo.agents import AGENTS, ARTIFACTS, SCHEDULES, TASKS, UNSYNCED
 from harness.store.mongo.artifacts import PENDING_FOR
 from harness.store.mongo.driver import Database, Document, DuplicateKey
 from harness.store.mongo.logs import MongoLogs
+from harness.store.mongo.schedules import OUTBOX_SINCE
+from harness.store.mongo.slots import MARKS, WAITS_FOR, WAITS_MAX
 
 __all__ = ["MongoStore"]
 
 #: Unique ones have a single field: unique, sparse and several fields together mean different things to different
 #: servers. Sparse ones hold only documents that have the field.
-_UNIQUE = ((AGENTS, "name"), (TASKS, "fire_key"), (TASKS, "active_slot"), (ARTIFACTS, "task_id"))
-_SPARSE = ((TASKS, "due_at"), (TASKS, PENDING_FOR))
+_UNIQUE = (
+    (AGENTS, "name"),
+    (TASKS, "fire_key"),
+    (TASKS, "active_slot"),
+    (TASKS, "queue_slot"),
+    (ARTIFACTS, "task_id"),
+)
+_SPARSE = (
+    (AGENTS, UNSYNCED),
+    (TASKS, PENDING_FOR),
+    *((TASKS, name) for name in MARKS),
+    (SCHEDULES, "due_at"),
+    (SCHEDULES, OUTBOX_SINCE),
+)
 _FOR_LISTS = (
     [("agent_id", 1), ("_id", -1)],
     [("status", 1), ("_id", -1)],
@@ -124,5 +138,6 @@ class MongoStore(MongoLogs):
             await self._db.ensure_index(collection, [(name, 1)], unique=True, sparse=True)
         for collection, name in _SPARSE:
             await self._db.ensure_index(collection, [(name, 1)], sparse=True)
+        await self._db.ensure_index(TASKS, [(WAITS_FOR, 1), (WAITS_MAX, 1)], sparse=True)
         for keys in _FOR_LISTS:
             await self._db.ensure_index(TASKS, keys)

@@ -9,7 +9,10 @@ from harness.store.documents import check_page, int64
 from harness.store.mongo.base import MongoPart, keys_of
 from harness.store.mongo.driver import Document, DuplicateKey
 
-AGENTS, TASKS, LOGS, ARTIFACTS = "agents", "tasks", "logs", "artifacts"
+AGENTS, TASKS, LOGS, ARTIFACTS, SCHEDULES = "agents", "tasks", "logs", "artifacts", "schedules"
+
+#: Set on agents whose schedule may have to be computed, by the write that makes it so, hence never missing.
+UNSYNCED = "schedule_unsynced"
 
 #: Tasks deleted at a time.
 _DELETE_BATCH = 100
@@ -26,6 +29,8 @@ class MongoAgents(MongoPart):
         await self._check_name_is_free(draft.name)
         agent_id = await self._db.next_number(AGENTS)
         document = {"_id": agent_id, **fields, "version": 1, "created_at": now, "updated_at": now}
+        if documents.has_schedule(draft.config):
+            document[UNSYNCED] = True
         while True:
             try:
                 await self._db.insert(AGENTS, document)
@@ -58,11 +63,14 @@ class MongoAgents(MongoPart):
         """Replace what the owner wrote, by compare-and-set on the version."""
         fields = documents.draft_document(draft)
         while True:
-            document = await self._usable_agent_document(agent_id)
+            document = await self._agent_document(agent_id)
+            if document.get("deleting"):
+                raise documents.agent_is_being_deleted(agent_id)
             version = document["version"]
             if expected_version is not None and version != expected_version:
                 raise documents.version_conflict(agent_id, version, expected_version)
-            changes = fields | {"version": version + 1, "updated_at": await self.now()}
+            # Also without a schedule: there may have been one, and `unsynced_schedules` looks closer.
+            changes = fields | {"version": version + 1, "updated_at": await self.now(), UNSYNCED: True}
             unchanged = {"_id": agent_id, "version": version, "deleting": None}
             try:
                 if await self._db.update_one(AGENTS, unchanged, {"$set": changes}):
@@ -76,7 +84,7 @@ class MongoAgents(MongoPart):
         The mark `deleting` comes first: from then on nothing new is stored for the agent, and `create_task` looks for
         the mark once more after its insert. So either this sees a new task, or that sees the mark.
         """
-        await self._agent_document(agent_id)
+        await self._check_agent(agent_id)
         await self._check_is_idle(agent_id)
         has_marked = await self._db.update_one(
             AGENTS, {"_id": agent_id, "deleting": None}, {"$set": {"deleting": True}}
@@ -88,6 +96,8 @@ class MongoAgents(MongoPart):
             if has_marked:
                 await self._db.update_one(AGENTS, {"_id": agent_id}, {"$unset": {"deleting": ""}})
             raise
+        # Fires that were accepted and have no task yet go with it.
+        await self._db.delete(SCHEDULES, {"_id": agent_id})
         while batch := await self._db.find(
             TASKS, {"agent_id": agent_id}, sort=[("_id", 1)], limit=_DELETE_BATCH, fields=["_id"]
         ):
@@ -104,11 +114,13 @@ class MongoAgents(MongoPart):
             raise AgentNotFoundError(f"there is no agent {agent_id}")
         return document
 
-    async def _usable_agent_document(self, agent_id: int) -> Document:
-        document = await self._agent_document(agent_id)
-        if document.get("deleting"):
+    async def _check_agent(self, agent_id: int, *, usable: bool = False) -> None:
+        """Check that an agent exists, without reading its code; with `usable`, one being deleted counts as gone."""
+        document = await self._db.find_one(AGENTS, {"_id": int64(agent_id)}, fields=["deleting"])
+        if document is None:
+            raise AgentNotFoundError(f"there is no agent {agent_id}")
+        if usable and document.get("deleting"):
             raise documents.agent_is_being_deleted(agent_id)
-        return document
 
     async def _check_name_is_free(self, name: str) -> None:
         if other := await self._db.find_one(AGENTS, {"name": name}):
@@ -116,7 +128,7 @@ class MongoAgents(MongoPart):
 
     async def _check_is_idle(self, agent_id: int) -> None:
         active = {"agent_id": agent_id, "status": {"$in": ["pending", "running"]}}
-        if task := await self._db.find_one(TASKS, active):
+        if task := await self._db.find_one(TASKS, active, fields=["_id"]):
             raise documents.agent_is_active(agent_id, task["_id"])
 
 

@@ -29,7 +29,7 @@ class MongoArtifacts(MongoAgents):
     async def save_artifact(self, agent_id: int, artifact: NewArtifact) -> HandoffArtifact:
         """Save an artifact outside of any run."""
         content = documents.artifact_content(artifact)
-        await self._usable_agent_document(agent_id)
+        await self._check_agent(agent_id, usable=True)
         await self._place_pending_artifacts(agent_id)
         now = await self.now()
         while True:
@@ -38,7 +38,7 @@ class MongoArtifacts(MongoAgents):
             if saved is not None:
                 break
         try:
-            await self._usable_agent_document(agent_id)
+            await self._check_agent(agent_id, usable=True)
         except AgentNotFoundError:
             await self._db.delete(ARTIFACTS, {"_id": ordered_key(agent_id, saved.version)})
             raise

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from harness.errors import StoreUnavailableError
 from harness.ports import Clock
@@ -14,6 +18,12 @@ CLOCK_REFRESH_SECONDS = 300.0
 #: Looks per measurement. The shortest counts: this process may have been busy elsewhere during another.
 CLOCK_LOOKS = 3
 
+#: Operations of one call that are under way at a time.
+_AT_ONCE = 16
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
 
 def ordered_key(owner_id: int, number: int) -> str:
     """Return a key that sorts by owner and then by number, so that `_id` is the only index its collection needs."""
@@ -24,6 +34,22 @@ def keys_of(owner_id: int, *, after: int = -1, before: int = 2**63) -> dict[str,
     """Return the condition on `_id` for an owner's keys with numbers between two bounds, both left out."""
     low, high = max(-1, min(after, 2**63 - 1)) + 1, max(0, min(before, 2**63))
     return {"$gte": ordered_key(owner_id, low), "$lt": ordered_key(owner_id, high)}
+
+
+async def each(items: Iterable[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]) -> list[ResultT]:
+    """Do `work` on every item, some at a time, and return the results in the items' order.
+
+    When one fails, those under way are let finish; then its error is raised.
+    """
+    results: list[ResultT] = []
+    waiting = iter(items)
+    while batch := list(itertools.islice(waiting, _AT_ONCE)):
+        outcomes = await asyncio.gather(*map(work, batch), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            results.append(outcome)
+    return results
 
 
 class MongoPart:

@@ -143,9 +143,16 @@ class Database:
         local: datetime | None = reply.get("localTime")
         return local if local is None else _aware(local)
 
-    async def find_one(self, collection: str, query: Document, sort: Sort | None = None) -> Document | None:
-        """Return the first document that matches."""
-        found = await self._call(self._database[collection].find_one(query, sort=sort))
+    async def find_one(
+        self,
+        collection: str,
+        query: Document,
+        sort: Sort | None = None,
+        *,
+        fields: Sequence[str] | None = None,
+    ) -> Document | None:
+        """Return the first document that matches, or of it just some fields and its `_id`."""
+        found = await self._call(self._database[collection].find_one(query, fields, sort=sort))
         return None if found is None else _aware(found)
 
     async def find(
@@ -161,6 +168,11 @@ class Database:
         """Return the documents that match, in order."""
         cursor = self._database[collection].find(query, fields).sort(list(sort)).skip(offset).limit(limit)
         return [_aware(document) for document in await self._call(cursor.to_list(None))]
+
+    async def distinct(self, collection: str, field: str, query: Document) -> list[Any]:
+        """Return the values a field has in the documents that match."""
+        values: list[Any] = await self._call(self._database[collection].distinct(field, query))
+        return values
 
     async def count(self, collection: str, query: Document) -> int:
         """Count the documents that match."""
@@ -209,16 +221,19 @@ class Database:
         """Delete every document that matches."""
         await self._call(self._database[collection].delete_many(query))
 
-    async def next_number(self, name: str) -> int:
-        """Count up the counter of that name, from 1; a number is never returned twice."""
+    async def next_number(self, name: str, count: int = 1) -> int:
+        """Count up the counter of that name, from 1, by `count`; return the first of these numbers.
+
+        A number is never returned twice.
+        """
         while True:
             update = self._database["counters"].find_one_and_update(
-                {"_id": name}, {"$inc": {"value": 1}}, upsert=True, return_document=ReturnDocument.AFTER
+                {"_id": name}, {"$inc": {"value": count}}, upsert=True, return_document=ReturnDocument.AFTER
             )
             # Two upserts that make the counter at once: the second one fails, or finds nothing, and counts again.
             with suppress(DuplicateKey):
                 if counter := await self._call(update):
-                    return int(counter["value"])
+                    return int(counter["value"]) - count + 1
 
     async def ensure_index(
         self, collection: str, keys: Sort, *, unique: bool = False, sparse: bool = False

@@ -9,10 +9,10 @@ from harness.store import documents
 from harness.store.documents import check_page, int64, whole_millis
 from harness.store.mongo.agents import LOGS
 from harness.store.mongo.base import keys_of, ordered_key
-from harness.store.mongo.tasks import MongoTasks
+from harness.store.mongo.schedules import MongoSchedules
 
 
-class MongoLogs(MongoTasks):
+class MongoLogs(MongoSchedules):
     """The logs of a `MongoStore`."""
 
     async def append_logs(self, task_id: int, fence: int, chunks: Sequence[LogChunk]) -> None:

@@ -1,75 +1,47 @@
-"""Tasks in MongoDB: every change is a compare-and-set on one document, so it is atomic on every server."""
+"""Tasks in MongoDB."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
 
 from harness.errors import AgentNotFoundError, StoreError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
 from harness.store import documents, transitions
 from harness.store.documents import check_page, int64
-from harness.store.mongo.agents import TASKS
-from harness.store.mongo.artifacts import PENDING_ARTIFACT, PENDING_FOR, MongoArtifacts
+from harness.store.mongo.agents import SCHEDULES, TASKS
+from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
-
-#: What a decision makes of a task; None leaves it as it is.
-DecidedT = TypeVar("DecidedT", bound=Task | None)
+from harness.store.mongo.slots import MongoSlots, task_from
+from harness.store.slots import Candidate, check_new, free_slot, order_of_claims
 
 _log = logging.getLogger(__name__)
 
+#: Requests passed on at a time; a runner asks again after a moment.
+_MAX_REQUESTS = 1000
 
-class MongoTasks(MongoArtifacts):
-    """The tasks of a `MongoStore`.
 
-    Beside its own fields a task's document has `revision`, raised by every write and compared by every write: what was
-    decided on a reading takes effect only if nothing changed since.
-    """
+class MongoTasks(MongoSlots):
+    """The tasks of a `MongoStore`."""
 
     async def create_task(self, new: NewTask, *, claim: Claim | None = None) -> Task:
-        """Store a task, pending or already running."""
-        fields = documents.task_document(transitions.new_task(0, new, await self.now(), claim))
-        await self._usable_agent_document(new.agent_id)
-        # Looked up before the insert too, so that refused fires do not use up ids.
-        await self._check_keys_are_free(new)
-        document = _mongo_document(fields) | {"_id": await self._db.next_number(TASKS), "revision": 0}
-        document |= {
-            name: key
-            for name, key in (("fire_key", new.fire_key), ("active_slot", new.active_slot))
-            if key is not None
-        }
-        while True:
-            try:
-                await self._db.insert(TASKS, document)
-                break
-            except DuplicateKey:
-                # When the one in the way has just ended, the next try succeeds.
-                await self._check_keys_are_free(new)
-        try:
-            await self._usable_agent_document(new.agent_id)
-        except AgentNotFoundError:
-            await self._db.delete(TASKS, {"_id": document["_id"]})
-            raise
-        return _task(document)
-
-    async def _check_keys_are_free(self, new: NewTask) -> None:
-        active = None
-        if new.active_slot is not None:
-            active = await self._db.find_one(TASKS, {"active_slot": new.active_slot})
-        # The fire counts more, and is looked up last: a fire that has a task, also one made at this moment, is no skip.
-        if new.fire_key is not None and (fired := await self._db.find_one(TASKS, {"fire_key": new.fire_key})):
-            raise documents.duplicate_fire(fired["_id"], new.fire_key)
-        if active is not None:
-            raise documents.slot_taken(new.agent_id, active["_id"])
+        """Store a task where there is room for it, pending, skipped or already running."""
+        check_new(new, claim)
+        # Before anything is looked at: a context that can't be kept is refused in any case.
+        documents.new_task_document(new)
+        await self._check_agent(new.agent_id, usable=True)
+        key = documents.fire_key(new)
+        # The fire first: a fire that exists already needs no skip for being busy.
+        task = None if await self._fired(key) is not None else await self._store_task(new, claim=claim)
+        if task is None:
+            raise documents.duplicate_fire(await self._fired(key) or 0, key or "")
+        return task
 
     async def get_task(self, task_id: int) -> Task:
         """Return a task."""
-        document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
-        if document is None:
-            raise TaskNotFoundError(f"there is no task {task_id}")
-        return _task(document)
+        _, task = await self._existing(task_id)
+        return task
 
     async def list_tasks(
         self,
@@ -87,19 +59,52 @@ class MongoTasks(MongoArtifacts):
         if status is not None:
             query["status"] = status.value
         found = await self._db.find(TASKS, query, sort=[("_id", -1)], limit=limit, offset=offset)
-        return Page(tuple(map(_task, found)), await self._db.count(TASKS, query), limit, offset)
+        return Page(tuple(map(task_from, found)), await self._db.count(TASKS, query), limit, offset)
 
-    async def due_tasks(self, *, status: TaskStatus, limit: int = 10) -> Sequence[Task]:
-        """Return due tasks, earliest first."""
+    async def expired_tasks(self, *, limit: int = 100) -> Sequence[Task]:
+        """Return running tasks whose lease has run out, earliest first."""
         check_page(limit)
-        query = {"due_at": {"$lte": await self.now()}, "status": status.value}
-        found = await self._db.find(TASKS, query, sort=[("due_at", 1), ("_id", 1)], limit=limit)
-        return [_task(document) for document in found]
+        query = {"expires_at": {"$lte": await self.now()}}
+        found = await self._db.find(TASKS, query, sort=[("expires_at", 1), ("_id", 1)], limit=limit)
+        return [task_from(document) for document in found]
 
-    async def claim_task(self, task: Task, claim: Claim) -> Task | None:
-        """Take a due task, unless it changed hands since it was read."""
+    async def claim_tasks(self, claim: Claim, *, limit: int) -> Sequence[Task]:
+        """Take due tasks, each by its own compare-and-set."""
+        check_page(limit)
+        candidates = await self._candidates(await self.now())
+        if not candidates:
+            return []
+        holders = await self._holders_of({candidate.agent_id for candidate in candidates})
+        chosen = order_of_claims(candidates, holders, limit=limit)
+        taken = await each(chosen, lambda candidate: self._claim(candidate, claim))
+        return [task for task in taken if task is not None]
+
+    async def _claim(self, candidate: Candidate, claim: Claim) -> Task | None:
+        slot = candidate.active_slot
         now = await self.now()
-        return await self._change(task.id, lambda stored: transitions.claim(stored, task, claim, now))
+        while slot is not None:
+            try:
+                return await self._change(
+                    candidate.task_id,
+                    lambda stored: transitions.claim(stored, claim, now),
+                    active_slot=slot,
+                )
+            except DuplicateKey:
+                taken = await self._holders(candidate.agent_id)
+                slot = free_slot(candidate.agent_id, candidate.max_active, taken)
+        return None
+
+    async def next_due_at(self) -> datetime | None:
+        """Return when something comes due next."""
+        now = await self.now()
+        looks = [(TASKS, "ready_at"), (TASKS, "waits_at"), (SCHEDULES, "due_at")]
+        found = await each(looks, lambda look: self._earliest(*look, now))
+        return min((at for at in found if at is not None), default=None)
+
+    async def _earliest(self, collection: str, field: str, after: datetime) -> datetime | None:
+        query = {field: {"$gt": after}}
+        found = await self._db.find_one(collection, query, [(field, 1)], fields=[field])
+        return None if found is None else found[field]
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""
@@ -113,11 +118,6 @@ class MongoTasks(MongoArtifacts):
             task_id, lambda stored: transitions.record_reason(stored, task_id, fence, reason, error)
         )
 
-    async def expire_task(self, task: Task) -> Task | None:
-        """End a running task whose lease has run out."""
-        now = await self.now()
-        return await self._change(task.id, lambda stored: transitions.expire(stored, task, now))
-
     async def finish_task(
         self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
     ) -> Task:
@@ -129,7 +129,9 @@ class MongoTasks(MongoArtifacts):
             document = await self._db.find_one(TASKS, {"_id": int64(task_id)}) or {}
             await self._place_pending_artifacts(document.get("agent_id", 0))
         task = await self._change(
-            task_id, lambda stored: transitions.finish(stored, task_id, fence, outcome, now), content
+            task_id,
+            lambda stored: transitions.finish(stored, task_id, fence, outcome, now),
+            artifact=content,
         )
         if content is not None:
             try:
@@ -144,48 +146,70 @@ class MongoTasks(MongoArtifacts):
                 )
         return task
 
-    async def _check_held(self, task_id: int, fence: int) -> None:
-        document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
-        transitions.held(None if document is None else _task(document), task_id, fence)
-
-    async def _change(
-        self, task_id: int, decide: Callable[[Task | None], DecidedT], artifact: Document | None = None
-    ) -> DecidedT:
-        """Write what `decide` makes of the stored task; when the task changed in between, read and decide again."""
-        while True:
-            document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
-            before = None if document is None else _task(document)
-            after = decide(before)
-            if document is None or before is None or after is None or after is before:
-                return after
-            if await self._replace(document["revision"], before, after, artifact):
-                return after
-
-    async def _replace(self, revision: int, before: Task, after: Task, artifact: Document | None) -> bool:
-        changes: Document = documents.task_changes(before, after)
-        removed = {name: "" for name in ("due_at",) if name in changes and changes[name] is None}
-        if after.status.is_final:
-            removed["active_slot"] = ""
-        if artifact is not None:
-            changes |= {PENDING_ARTIFACT: artifact, PENDING_FOR: after.agent_id}
-        return await self._db.update_one(
-            TASKS,
-            {"_id": before.id, "status": before.status.value, "fence": before.fence, "revision": revision},
-            {
-                "$set": {name: value for name, value in changes.items() if name not in removed},
-                "$unset": removed,
-                "$inc": {"revision": 1},
-            },
+    async def retry_task(self, task_id: int, fence: int, outcome: Outcome, *, due_at: datetime) -> Task:
+        """End an attempt and let another one follow."""
+        now = await self.now()
+        return await self._change(
+            task_id, lambda stored: transitions.retry(stored, task_id, fence, outcome, now, due_at=due_at)
         )
 
+    async def hand_back_task(self, task_id: int, fence: int, error: str) -> Task:
+        """End an attempt that its runner can't go on with."""
+        now = await self.now()
+        return await self._change(
+            task_id, lambda stored: transitions.hand_back(stored, task_id, fence, error, now)
+        )
 
-def _mongo_document(fields: Document) -> Document:
-    """Return a task's fields as MongoDB holds them: `due_at` only when there is one, for the sparse index."""
-    return {
-        name: value for name, value in fields.items() if name != "id" and (name, value) != ("due_at", None)
-    }
+    async def reopen_task(self, task_id: int, *, due_at: datetime, max_retries: int) -> Task:
+        """Make a failed task pending again."""
+        while True:
+            document, before = await self._existing(task_id)
+            again = transitions.reopen(before, due_at, max_retries)
+            taken = await self._holders(before.agent_id)
+            slot = free_slot(before.agent_id, document["max_active"], taken)
+            if slot is None:
+                raise documents.slot_taken(before.agent_id, next(iter(taken.values())))
+            try:
+                if await self._replace(document, before, again, active_slot=slot):
+                    break
+            except DuplicateKey:
+                continue
+        try:
+            # As after the insert of a new task: either this sees the deletion, or that sees the active task.
+            await self._check_agent(before.agent_id, usable=True)
+        except AgentNotFoundError:
+            await self._change(task_id, lambda stored: before if stored == again else None)
+            raise
+        return again
 
+    async def cancel_task(self, task_id: int) -> Task:
+        """Cancel a pending task, or note the wish on a running one."""
+        now = await self.now()
+        while True:
+            document, before = await self._existing(task_id)
+            after = transitions.cancel(before, now)
+            if after is before or await self._replace(document, before, after):
+                return after
 
-def _task(document: Document) -> Task:
-    missing: dict[str, Any] = {"id": document["_id"], "due_at": document.get("due_at")}
-    return documents.task_from(document | missing)
+    async def cancel_requests(self, owner: str) -> Sequence[int]:
+        """Return the ids of an owner's running tasks that are to be cancelled."""
+        query = {"cancel_for": owner}
+        found = await self._db.find(TASKS, query, sort=[("_id", 1)], limit=_MAX_REQUESTS, fields=["_id"])
+        return [document["_id"] for document in found]
+
+    async def expire_task(self, task: Task, *, retry_at: datetime | None = None) -> Task | None:
+        """End a running task whose lease has run out, or its attempt."""
+        now = await self.now()
+        return await self._change(
+            task.id, lambda stored: transitions.expire(stored, task, now, retry_at=retry_at)
+        )
+
+    async def _existing(self, task_id: int) -> tuple[Document, Task]:
+        document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
+        if document is None:
+            raise TaskNotFoundError(f"there is no task {task_id}")
+        return document, task_from(document)
+
+    async def _check_held(self, task_id: int, fence: int) -> None:
+        document = await self._db.find_one(TASKS, {"_id": int64(task_id)})
+        transitions.held(None if document is None else task_from(document), task_id, fence)

@@ -1,0 +1,428 @@
+"""`TaskScheduler`: fires schedules into tasks, and runs them with a worker of its own.
+
+Any number of schedulers share a store. What a schedule owes is decided from the store alone (`harness.firing`), and
+accepted there by compare-and-set, so it makes no difference which of them does it, or whether one dies meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from harness.aio import uninterrupted
+from harness.config import AgentConfig
+from harness.errors import ConflictError, DuplicateFireError, InvalidInputError
+from harness.executor import AgentExecutor
+from harness.firing import past_trigger, plan_fires, synced
+from harness.models import (
+    FirePlan,
+    NewTask,
+    ScheduleSource,
+    ScheduleState,
+    SkipReason,
+    Task,
+    TaskStatus,
+    WhenBusy,
+    render_instant,
+)
+from harness.polling import BACK_OFF_SECONDS, Outage, Pause
+from harness.ports import Clock, Sandbox, Store
+from harness.retry import retry_delay_by_hand
+from harness.settings import Settings
+from harness.triggers import fires_between, make_trigger, preview
+from harness.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Schedules handled at a time.
+BATCH = 1000
+#: Most fires that one backfill makes tasks of.
+MAX_BACKFILL = 1000
+#: Tries of a change that others may make at the same time.
+CHANGE_TRIES = 10
+
+
+class TaskScheduler:
+    """Runs agents by their schedules, and retries what fails.
+
+    ``TaskScheduler()`` uses the store and the engine that this process's environment names.
+    """
+
+    def __init__(
+        self,
+        max_concurrent: int = 5,
+        retry_max_attempts: int = 3,
+        *,
+        store: Store | None = None,
+        sandbox: Sandbox | None = None,
+        clock: Clock | None = None,
+        settings: Settings | None = None,
+        executor: AgentExecutor | None = None,
+    ) -> None:
+        """Take what it works with; does no I/O.
+
+        Args:
+            max_concurrent: Runs at a time in this process.
+            retry_max_attempts: Retries of a failed task, for agents whose config sets no ``retry.max_attempts``.
+            store: An open store, owned by the caller. None: the one shared by this process.
+            sandbox: Where containers are made, owned by the caller. None: the one shared by this process.
+            clock: None: the system's.
+            settings: None: the environment's.
+            executor: Gives runs their limits; takes the place of store, sandbox, clock and settings.
+
+        Raises:
+            InvalidInputError: A number is out of range.
+        """
+        if max_concurrent < 1:
+            raise InvalidInputError(f"max_concurrent is {max_concurrent}; give at least 1")
+        if retry_max_attempts < 0:
+            raise InvalidInputError(f"retry_max_attempts is {retry_max_attempts}; give 0 or more")
+        self.max_concurrent = max_concurrent
+        self.retry_max_attempts = retry_max_attempts
+        self._store = store
+        self._executor = executor or AgentExecutor(
+            store=store, sandbox=sandbox, clock=clock, settings=settings
+        )
+        self._worker: Worker | None = None
+        self._firing: asyncio.Task[None] | None = None
+        self._closing = False
+        self._pause: Pause | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it fires and claims: between `start` and `stop`."""
+        return self._firing is not None
+
+    @property
+    def running(self) -> int:
+        """How many tasks run in this process now."""
+        return 0 if self._worker is None else self._worker.running
+
+    async def start(self) -> None:
+        """Load all agents' schedules and begin to fire and run them. Calling it again does nothing.
+
+        The engine need not answer yet: tasks wait until it does.
+
+        Raises:
+            StoreUnavailableError: The store does not answer. Once started, it is asked again until it does.
+        """
+        if self._firing is not None:
+            return
+        parts = await self._executor.resolve()
+        self._closing = False
+        self._worker = Worker(self._executor, parts, max_concurrent=self.max_concurrent)
+        while await self._sync(parts.store):
+            pass
+        self._worker.start()
+        self._pause = Pause(parts.store, parts.clock)
+        self._firing = asyncio.create_task(self._fire_forever(parts.store, parts.clock, self._pause))
+
+    async def stop(self, *, drain_seconds: float = 30.0) -> None:
+        """Fire no more, claim no more, let runs end for `drain_seconds`, stop the rest and hand their tasks back.
+
+        Cancelling this call cuts it short: containers are killed without grace, and their tasks handed back all the
+        same. Calling it again, or before `start`, does nothing.
+        """
+        firing, worker = self._firing, self._worker
+        if firing is None or worker is None:
+            return
+        self._firing = self._worker = None
+        self._closing = True
+        worker.stop_claiming()
+        self._wake()
+        try:
+            # Not cancelled: a plan that is under way is carried out.
+            await asyncio.wait([firing])
+            await worker.stop(drain_seconds=drain_seconds)
+        finally:
+            await worker.kill()
+            await uninterrupted(_ended(firing))
+
+    async def add_agent_schedule(self, agent_id: int) -> ScheduleState:
+        """Take the schedule in an agent's config into force, also after `remove_agent_schedule` or a pause.
+
+        Agents that are created or changed with a schedule are taken up without this.
+
+        Returns:
+            Where the schedule stands: its next fire.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+            InvalidInputError: Its config has no schedule.
+        """
+        return await self._change(agent_id, {"removed": False, "paused": False}, needs_schedule=True)
+
+    async def sync_agent_schedule(self, agent_id: int) -> ScheduleState:
+        """Take an agent's schedule up as it is now; a scheduler that runs does so by itself within a second.
+
+        With it a schedule's first fire counts from now, even if no scheduler runs yet.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+        return await self._change(agent_id, {})
+
+    async def remove_agent_schedule(self, agent_id: int) -> None:
+        """Fire an agent no more until `add_agent_schedule`, over restarts too; tasks that exist stay.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+        await self._change(agent_id, {"removed": True})
+
+    async def pause(self, agent_id: int) -> ScheduleState:
+        """Fire an agent no more until `resume`. What would fire meanwhile is no fire, and not caught up."""
+        return await self._change(agent_id, {"paused": True}, needs_schedule=True)
+
+    async def resume(self, agent_id: int) -> ScheduleState:
+        """Fire an agent again, from now on."""
+        return await self._change(agent_id, {"paused": False}, needs_schedule=True)
+
+    async def next_fires(self, agent_id: int, n: int = 5) -> list[datetime]:
+        """Return an agent's next `n` fire times; none when its schedule is off."""
+        store = await self._resolve_store()
+        source = await store.get_schedule(agent_id)
+        now = await store.now()
+        state = synced(source, now)
+        schedule = AgentConfig.parse(source.config).schedule
+        if state.next_fire_at is None or schedule is None:
+            return []
+        trigger = make_trigger(schedule, agent_id=agent_id, anchor=state.anchor_at)
+        return [state.next_fire_at, *preview(trigger, state.next_fire_at, n - 1)]
+
+    async def trigger_now(self, agent_id: int, context: dict[str, Any] | None = None) -> Task:
+        """Make a task of an agent at once, whatever its schedule says.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+            AgentBusyError: It has as many active tasks as it may.
+        """
+        store = await self._resolve_store()
+        agent = await store.get_agent(agent_id)
+        task = await store.create_task(self._new_task(agent_id, agent.options, context=context))
+        self._wake()
+        return task
+
+    async def backfill(self, agent_id: int, start: datetime, end: datetime) -> Sequence[Task]:
+        """Make tasks of the fires from `start` to `end` that have none; they run one after the other.
+
+        Returns:
+            The new tasks. Fires that have a task, or were skipped one by one, are passed over.
+
+        Raises:
+            InvalidInputError: The agent has no schedule, the range lies in the future, or holds too many fires.
+        """
+        store = await self._resolve_store()
+        source = await store.get_schedule(agent_id)
+        options = AgentConfig.parse(source.config)
+        if options.schedule is None:
+            raise _no_schedule(agent_id)
+        if end > await store.now():
+            raise InvalidInputError(
+                f"the range ends at {end.isoformat()}, in the future; end it now or earlier"
+            )
+        if source.state is None:
+            await self.sync_agent_schedule(agent_id)
+            source = await store.get_schedule(agent_id)
+        trigger = past_trigger(source, start)
+        just_before = start - timedelta(microseconds=1)
+        count = trigger.count_between(just_before, end)
+        if count > MAX_BACKFILL:
+            raise InvalidInputError(
+                f"the range holds {count:,} fires, more than {MAX_BACKFILL:,}; take a shorter one"
+            )
+        tasks = []
+        for fire in fires_between(trigger, just_before, end, MAX_BACKFILL):
+            new = self._new_task(agent_id, options, fire_at=fire.fire_time, when_busy=WhenBusy.WAIT)
+            try:
+                tasks.append(await store.create_task(new))
+            except DuplicateFireError:
+                continue
+        self._wake()
+        return tasks
+
+    async def retry_failed_task(self, task_id: int, *, force: bool = False) -> Task:
+        """Have a failed task tried again: after 2 s, 4 s, 8 s by its retry count; the due time is stored.
+
+        Args:
+            task_id: The task.
+            force: Once more also when its retries are used up.
+
+        Returns:
+            The task, pending, with its new `retry_count` and `due_at`.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+            ConflictError: It did not fail, or was retried as often as it may be.
+            AgentBusyError: Its agent runs.
+        """
+        store = await self._resolve_store()
+        task = await store.get_task(task_id)
+        if task.status is not TaskStatus.FAILED:
+            raise ConflictError(f"task {task_id} is {task.status}; only failed tasks can be retried")
+        agent = await store.get_agent(task.agent_id)
+        due_at = await store.now() + retry_delay_by_hand(agent.options.retry, task)
+        max_retries = max(task.max_retries, self._max_retries(agent.options))
+        if force:
+            max_retries = max(max_retries, task.retry_count + 1)
+        task = await store.reopen_task(task_id, due_at=due_at, max_retries=max_retries)
+        self._wake()
+        return task
+
+    async def cancel_task(self, task_id: int) -> Task:
+        """Cancel a task: a pending one at once, a running one, wherever it runs, within a second or two.
+
+        Raises:
+            TaskNotFoundError: There is no such task.
+        """
+        store = await self._resolve_store()
+        return await store.cancel_task(task_id)
+
+    async def _resolve_store(self) -> Store:
+        return self._store or (await self._executor.resolve()).store
+
+    # Firing
+
+    async def _fire_forever(self, store: Store, clock: Clock, pause: Pause) -> None:
+        outage = Outage(clock, "firing", "firing")
+        while not self._closing:
+            try:
+                await self._sync(store)
+                again = await self._fire_due(store)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other schedules must go on
+                outage.failed(error)
+                await pause.seconds(BACK_OFF_SECONDS)
+            else:
+                outage.over()
+                if not again and not self._closing:
+                    await pause.until_due()
+
+    async def _sync(self, store: Store) -> bool:
+        """Compute schedules that changed; return whether there may be more."""
+        sources = await store.unsynced_schedules(limit=BATCH)
+        now = await store.now()
+        await store.put_schedules([state for source in sources if (state := _synced_or_off(source, now))])
+        return len(sources) == BATCH
+
+    async def _fire_due(self, store: Store) -> bool:
+        """Fire what is due; return whether there may be more."""
+        sources = await store.due_schedules(limit=BATCH)
+        if not sources:
+            return False
+        now = await store.now()
+        plans = [plan for source in sources if (plan := self._plan_or_off(source, now))]
+        tasks = await store.fire_schedules(plans)
+        self._wake()
+        for task in tasks:
+            _log_fire(task)
+        return len(sources) == BATCH
+
+    def _plan_or_off(self, source: ScheduleSource, now: datetime) -> FirePlan | None:
+        try:
+            return plan_fires(source, now, retry_max_attempts=self.retry_max_attempts)
+        except InvalidInputError as error:
+            logger.error(
+                "agent %d fires no more: %s", source.agent_id, error, extra={"action": "schedule_invalid"}
+            )
+            state = source.state
+            return None if state is None else FirePlan(before=state, tasks=(), next_fire_at=None, due_at=None)
+        except Exception:
+            # It stays due. What is wrong with one schedule must not keep the others from firing.
+            logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
+            return None
+
+    async def _change(
+        self, agent_id: int, changes: dict[str, bool], *, needs_schedule: bool = False
+    ) -> ScheduleState:
+        store = await self._resolve_store()
+        for _ in range(CHANGE_TRIES):
+            source = await store.get_schedule(agent_id)
+            if needs_schedule and source.config.get("schedule") is None:
+                raise _no_schedule(agent_id)
+            now = await store.now()
+            state = synced(source, now).model_copy(update=changes)
+            state = synced(source.model_copy(update={"state": state}), now)
+            stored = await store.put_schedules([state])
+            if stored:
+                self._wake()
+                return stored[0]
+        raise ConflictError(f"the schedule of agent {agent_id} is changed by others all the time; try again")
+
+    def _new_task(
+        self,
+        agent_id: int,
+        options: AgentConfig,
+        *,
+        context: dict[str, Any] | None = None,
+        fire_at: datetime | None = None,
+        when_busy: WhenBusy = WhenBusy.REJECT,
+    ) -> NewTask:
+        return NewTask(
+            agent_id=agent_id,
+            trigger="manual" if fire_at is None else "schedule",
+            scheduled_at=fire_at,
+            fire_at=fire_at,
+            context=context,
+            max_active=options.max_active,
+            when_busy=when_busy,
+            priority=options.priority,
+            max_retries=self._max_retries(options),
+        )
+
+    def _max_retries(self, options: AgentConfig) -> int:
+        asked = options.retry.max_attempts
+        return self.retry_max_attempts if asked is None else asked
+
+    def _wake(self) -> None:
+        """Have both loops look again: what changed may be due at once."""
+        if self._worker is not None:
+            self._worker.wake()
+        if self._pause is not None:
+            self._pause.wake()
+
+
+def _synced_or_off(source: ScheduleSource, now: datetime) -> ScheduleState | None:
+    try:
+        return synced(source, now)
+    except InvalidInputError as error:
+        logger.error(
+            "agent %d is not scheduled: %s", source.agent_id, error, extra={"action": "schedule_invalid"}
+        )
+        state = source.state or ScheduleState(
+            agent_id=source.agent_id, agent_version=source.agent_version, anchor_at=now
+        )
+        off = {"agent_version": source.agent_version, "next_fire_at": None, "due_at": None}
+        return state.model_copy(update=off)
+    except Exception:
+        logger.exception("agent %d can't be scheduled", source.agent_id, extra={"action": "sync_failed"})
+        return None
+
+
+def _no_schedule(agent_id: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"agent {agent_id} has no schedule in its config; set one, for example "
+        '{"schedule": {"type": "interval", "interval_minutes": 60}}'
+    )
+
+
+def _log_fire(task: Task) -> None:
+    about: dict[str, object] = {"task_id": task.id, "agent_id": task.agent_id}
+    if task.fire_at is not None:
+        about["fire_at"] = render_instant(task.fire_at)
+    if task.status is not TaskStatus.SKIPPED:
+        logger.info("agent %d fires", task.agent_id, extra={"action": "fired", **about})
+        return
+    count = max(1, task.skipped_count)
+    about |= {"reason": task.skip_reason, "count": count}
+    skipped = "a fire is" if count == 1 else f"{count:,} fires are"
+    # That an agent is still busy is how it was set up; that nobody was there to fire it is not.
+    level = logging.WARNING if task.skip_reason is SkipReason.MISSED else logging.INFO
+    extra = {"action": "fire_skipped", **about}
+    logger.log(level, "agent %d: %s skipped (%s)", task.agent_id, skipped, task.skip_reason, extra=extra)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])

@@ -1,0 +1,210 @@
+"""Schedules in MongoDB, and the tasks they turn into.
+
+A plan changes several documents, and only one changes atomically on every server. So the schedule's own document takes
+the next fire and, in the same update, the plan's tasks: its *outbox*. From there the tasks are inserted one by one,
+recognised by their unique `fire_key`, and then the outbox is removed. Whoever looks for schedules finishes outboxes that
+were left behind; that two do it at once, or that one does it once more, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from harness.errors import AgentNotFoundError
+from harness.models import FirePlan, ScheduleSource, ScheduleState, Task
+from harness.store import documents, transitions
+from harness.store.documents import check_page, int64
+from harness.store.mongo.agents import AGENTS, SCHEDULES, TASKS, UNSYNCED
+from harness.store.mongo.base import each
+from harness.store.mongo.driver import Document, DuplicateKey
+from harness.store.mongo.tasks import MongoTasks
+from harness.store.slots import check_plan
+
+#: Fields of a schedule whose accepted plan is not carried out yet: the tasks, since when (indexed), and the revision
+#: that came with them.
+OUTBOX, OUTBOX_SINCE, OUTBOX_REVISION = "outbox", "outbox_since", "outbox_revision"
+
+#: Whoever accepted a plan carries it out within milliseconds. Others look after what is older than this.
+OUTBOX_GRACE_SECONDS = 1.0
+
+_AGENT_FIELDS = ("version", "created_at", "config", "deleting")
+
+
+class MongoSchedules(MongoTasks):
+    """The schedules of a `MongoStore`."""
+
+    async def unsynced_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
+        """Return agents whose schedule has to be computed."""
+        check_page(limit)
+        await self._finish_outboxes()
+        sources: list[ScheduleSource] = []
+        last = 0
+        while len(sources) < limit:
+            room = limit - len(sources)
+            query = {UNSYNCED: True, "_id": {"$gt": last}}
+            agents = await self._db.find(
+                AGENTS, query, sort=[("_id", 1)], limit=room, fields=[*_AGENT_FIELDS]
+            )
+            states = await self._states([agent["_id"] for agent in agents])
+            for agent in agents:
+                source = _source(agent, states.get(agent["_id"]))
+                if source.state is not None or documents.has_schedule(source.config):
+                    sources += [source] * (not agent.get("deleting"))
+                else:
+                    # It changed, but there is nothing to compute and nothing to take back.
+                    await self._unmark(source.agent_id, source.agent_version)
+            if len(agents) < room:
+                break
+            last = agents[-1]["_id"]
+        return sources
+
+    async def get_schedule(self, agent_id: int) -> ScheduleSource:
+        """Return what an agent's owner wrote and where its schedule stands."""
+        agent = await self._db.find_one(AGENTS, {"_id": int64(agent_id)}, fields=[*_AGENT_FIELDS])
+        if agent is None:
+            raise AgentNotFoundError(f"there is no agent {agent_id}")
+        states = await self._states([agent["_id"]])
+        return _source(agent, states.get(agent["_id"]))
+
+    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
+        """Store schedules whose revision nobody changed, each by its own compare-and-set."""
+        stored = await each(states, self._put)
+        return [state for state in stored if state is not None]
+
+    async def _put(self, state: ScheduleState) -> ScheduleState | None:
+        fields = documents.schedule_document(state) | {"revision": state.revision + 1}
+        agent_id = int64(fields.pop("agent_id"))
+        if state.revision == 0:
+            document = {name: value for name, value in fields.items() if (name, value) != ("due_at", None)}
+            try:
+                await self._db.insert(SCHEDULES, {"_id": agent_id, **document})
+            except DuplicateKey:
+                return None
+        else:
+            unchanged = {"_id": agent_id, "revision": state.revision}
+            if not await self._db.update_one(SCHEDULES, unchanged, _set_schedule(fields)):
+                return None
+        if not await self._unmark(agent_id, state.agent_version):
+            # The agent changed since this was computed, and then its mark stands already; or it is gone.
+            alive = {"_id": agent_id, "deleting": None}
+            if not await self._db.update_one(AGENTS, alive, {"$set": {UNSYNCED: True}}):
+                if state.revision == 0:
+                    await self._db.delete(SCHEDULES, {"_id": agent_id})
+                return None
+        return documents.schedule_from(fields | {"agent_id": agent_id})
+
+    async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
+        """Return schedules that are due, earliest first."""
+        check_page(limit)
+        await self._finish_outboxes()
+        query = {"due_at": {"$lte": await self.now()}}
+        found = await self._db.find(
+            SCHEDULES,
+            query,
+            sort=[("due_at", 1), ("_id", 1)],
+            limit=limit,
+            fields=[*ScheduleState.model_fields],
+        )
+        ids = [schedule["_id"] for schedule in found]
+        agents = await self._db.find(
+            AGENTS, {"_id": {"$in": ids}}, sort=[("_id", 1)], limit=limit, fields=[*_AGENT_FIELDS]
+        )
+        by_id = {agent["_id"]: agent for agent in agents}
+        # Stored by a call that was cut while the agent was being deleted.
+        orphans = [agent_id for agent_id in ids if agent_id not in by_id]
+        if orphans:
+            await self._db.delete(SCHEDULES, {"_id": {"$in": orphans}})
+        return [
+            _source(agent, _state(schedule))
+            for schedule in found
+            if (agent := by_id.get(schedule["_id"])) is not None and not agent.get("deleting")
+        ]
+
+    async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
+        """Carry plans out, each on its own."""
+        prepared = [
+            (plan, [documents.new_task_document(new) for new in plan.tasks])
+            for plan in map(check_plan, plans)
+        ]
+        await self._finish_outboxes()
+        stored = await each(prepared, lambda item: self._carry_out(*item))
+        return [task for tasks in stored for task in tasks]
+
+    async def _carry_out(self, plan: FirePlan, outbox: list[Document]) -> list[Task]:
+        state = transitions.fired(plan)
+        fields = documents.schedule_document(state)
+        fires = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
+        agent_id = int64(state.agent_id)
+        unchanged = {"_id": agent_id, "revision": plan.before.revision, OUTBOX: None}
+        while True:
+            update = _set_schedule(fires)
+            if outbox:
+                now = await self.now()
+                update["$set"] |= {
+                    OUTBOX: outbox,
+                    OUTBOX_SINCE: now,
+                    OUTBOX_REVISION: state.revision,
+                }
+            if await self._db.update_one(SCHEDULES, unchanged, update):
+                return await self._deliver(agent_id, outbox, state.revision) if outbox else []
+            schedule = await self._db.find_one(SCHEDULES, {"_id": agent_id})
+            if schedule is None or schedule["revision"] != plan.before.revision or OUTBOX not in schedule:
+                return []
+            # An earlier plan was cut: its tasks come first.
+            await self._deliver(agent_id, schedule[OUTBOX], schedule[OUTBOX_REVISION])
+
+    async def _finish_outboxes(self) -> None:
+        """Carry out plans that were accepted by somebody who did not get to it."""
+        query = {OUTBOX_SINCE: {"$lte": await self.now() - timedelta(seconds=OUTBOX_GRACE_SECONDS)}}
+        left = await self._db.find(SCHEDULES, query, sort=[(OUTBOX_SINCE, 1)], limit=1000)
+        await each(left, lambda item: self._deliver(item["_id"], item[OUTBOX], item[OUTBOX_REVISION]))
+
+    async def _deliver(self, agent_id: int, outbox: Sequence[Document], revision: int) -> list[Task]:
+        """Store an outbox's tasks that are not stored yet, and remove it; return those stored by this call."""
+        next_id = await self._db.next_number(TASKS, len(outbox))
+        stored = []
+        try:
+            # One after the other: each takes its place where those before it leave room.
+            for task_id, document in enumerate(outbox, next_id):
+                task = await self._store_task(documents.new_task_from(document), task_id=task_id)
+                stored += [] if task is None else [task]
+        except AgentNotFoundError:
+            # It is being deleted, and its tasks with it.
+            stored = []
+        removed = {OUTBOX: "", OUTBOX_SINCE: "", OUTBOX_REVISION: ""}
+        delivered = {"_id": agent_id, OUTBOX_REVISION: revision}
+        await self._db.update_one(SCHEDULES, delivered, {"$unset": removed})
+        return stored
+
+    async def _states(self, agent_ids: Sequence[int]) -> dict[int, ScheduleState]:
+        found = await self._db.find(
+            SCHEDULES,
+            {"_id": {"$in": list(agent_ids)}},
+            sort=[("_id", 1)],
+            limit=max(len(agent_ids), 1),
+            fields=[*ScheduleState.model_fields],
+        )
+        return {schedule["_id"]: _state(schedule) for schedule in found}
+
+    async def _unmark(self, agent_id: int, version: int) -> bool:
+        """Take an agent of that version for in step; return whether there is one."""
+        computed = {"_id": agent_id, "version": version, "deleting": None}
+        return await self._db.update_one(AGENTS, computed, {"$unset": {UNSYNCED: ""}})
+
+
+def _state(schedule: Document) -> ScheduleState:
+    return documents.schedule_from(schedule | {"agent_id": schedule["_id"], "due_at": schedule.get("due_at")})
+
+
+def _source(agent: Document, state: ScheduleState | None) -> ScheduleSource:
+    return documents.schedule_source(agent | {"id": agent["_id"]}, state)
+
+
+def _set_schedule(fields: Document) -> dict[str, Document]:
+    """Return the update that writes a schedule's fields: `due_at` only when there is one, for its sparse index."""
+    removed = {"due_at": ""} if fields["due_at"] is None else {}
+    return {
+        "$set": {name: value for name, value in fields.items() if name not in removed},
+        "$unset": removed,
+    }

@@ -1,0 +1,102 @@
+"""Plain documents to rows and back, and the few statements every part of the SQLite store is made of."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from harness.errors import AgentNotFoundError
+from harness.store import documents
+from harness.store.documents import from_millis, int64, to_millis
+
+_INSTANTS = frozenset(
+    {
+        "created_at",
+        "updated_at",
+        "scheduled_at",
+        "started_at",
+        "completed_at",
+        "fire_at",
+        "skipped_until",
+        "cancel_requested_at",
+        "due_at",
+        *documents.SCHEDULE_INSTANTS,
+    }
+)
+_LISTS = frozenset({"files", "attempts"})
+
+
+def one(db: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
+    """Return the first row, or None."""
+    row: sqlite3.Row | None = db.execute(sql, values).fetchone()
+    return row
+
+
+def insert(db: sqlite3.Connection, table: str, fields: Mapping[str, Any]) -> int:
+    """Insert a plain document; return its row id."""
+    return db.execute(_insert_sql(table, fields), to_row(fields)).lastrowid or 0
+
+
+def insert_many(db: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Insert plain documents that all have the same fields."""
+    listed = list(rows)
+    if listed:
+        db.executemany(_insert_sql(table, listed[0]), map(to_row, listed))
+
+
+def update(db: sqlite3.Connection, table: str, key: int, changes: Mapping[str, Any]) -> None:
+    """Change the row with that id."""
+    marks = ", ".join(f'"{name}" = ?' for name in changes)
+    db.execute(f"UPDATE {table} SET {marks} WHERE id = ?", [*to_row(changes), key])  # noqa: S608 - as in _insert_sql
+
+
+def json_list(values: Iterable[object]) -> str:
+    """Return values as one bound parameter: ``IN (SELECT value FROM json_each(?))`` takes any number of them."""
+    return json.dumps(list(values), ensure_ascii=False)
+
+
+def to_row(fields: Mapping[str, Any]) -> list[Any]:
+    """Return a plain document's values as SQLite holds them."""
+    return [_column(value) for value in fields.values()]
+
+
+def to_document(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a row as a plain document; instants inside of lists stay text, which pydantic reads as well."""
+    document = dict(row)
+    for name in _INSTANTS.intersection(document):
+        if document[name] is not None:
+            document[name] = from_millis(document[name])
+    for name in _LISTS.intersection(document):
+        document[name] = json.loads(document[name])
+    return document
+
+
+def check_agent(db: sqlite3.Connection, agent_id: int, *, usable: bool = False) -> None:
+    """Check that an agent exists, without reading its code; with `usable`, one whose deletion began counts as gone.
+
+    Raises:
+        AgentNotFoundError: It does not.
+    """
+    row = one(db, "SELECT deleting FROM agents WHERE id = ?", int64(agent_id))
+    if row is None:
+        raise AgentNotFoundError(f"there is no agent {agent_id}")
+    if usable and row["deleting"]:
+        raise documents.agent_is_being_deleted(agent_id)
+
+
+def _insert_sql(table: str, fields: Mapping[str, Any]) -> str:
+    names = ", ".join(f'"{name}"' for name in fields)
+    marks = ", ".join("?" for _ in fields)
+    # Table and field names are ours; all values are bound.
+    return f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
+
+
+def _column(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return to_millis(value)
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat)
+    return value

@@ -1,0 +1,140 @@
+"""Schedules in SQLite, and the tasks they turn into: a batch of plans is one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from harness.errors import AgentNotFoundError
+from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, Task
+from harness.store import documents, transitions
+from harness.store.documents import check_page, from_millis, int64, to_millis
+from harness.store.slots import check_plan
+from harness.store.sqlite.rows import json_list, one, to_row
+from harness.store.sqlite.slots import TaskWriter
+from harness.store.sqlite.tasks import SqliteTasks
+
+_STATE_FIELDS = tuple(ScheduleState.model_fields)
+#: A schedule beside its agent, without the agent's code. Some of their fields have the same names, hence the prefix.
+_SOURCE = f"""
+    SELECT agents.id, agents.version, agents.created_at, agents.config,
+        {", ".join(f"schedules.{name} AS s_{name}" for name in _STATE_FIELDS)}
+    FROM agents"""  # noqa: S608 - the model's field names
+_MARKS = ", ".join("?" for _ in _STATE_FIELDS)
+# `schedule_document` has the fields in the model's order.
+_INSERT = f"""
+    INSERT INTO schedules ({", ".join(_STATE_FIELDS)}) SELECT {_MARKS} FROM agents WHERE id = ? AND NOT deleting
+    ON CONFLICT DO NOTHING"""  # noqa: S608 - as above
+_UPDATE = f"""
+    UPDATE schedules SET ({", ".join(_STATE_FIELDS)}) = ({_MARKS})
+    WHERE agent_id = ? AND revision = ?"""  # noqa: S608 - as above
+_ACCEPT = """
+    UPDATE schedules SET next_fire_at = ?, due_at = ?, last_fire_at = ?, revision = ?
+    WHERE agent_id = ? AND revision = ?"""
+
+
+class SqliteSchedules(SqliteTasks):
+    """The schedules of a `SqliteStore`."""
+
+    async def unsynced_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
+        """Return agents whose schedule has to be computed."""
+        check_page(limit)
+        sql = f"""{_SOURCE} LEFT JOIN schedules ON schedules.agent_id = agents.id
+            WHERE agents.id IN (SELECT agent_id FROM unsynced ORDER BY agent_id LIMIT ?)
+            ORDER BY agents.id"""  # noqa: S608 - as above
+        rows = await self._file.read(lambda db: db.execute(sql, (limit,)).fetchall())
+        return list(map(_source, rows))
+
+    async def get_schedule(self, agent_id: int) -> ScheduleSource:
+        """Return what an agent's owner wrote and where its schedule stands."""
+        sql = f"{_SOURCE} LEFT JOIN schedules ON schedules.agent_id = agents.id WHERE agents.id = ?"
+        row = await self._file.read(lambda db: one(db, sql, int64(agent_id)))
+        if row is None:
+            raise AgentNotFoundError(f"there is no agent {agent_id}")
+        return _source(row)
+
+    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
+        """Store schedules whose revision nobody changed."""
+        rows = [documents.schedule_document(state) for state in states]
+
+        def work(db: sqlite3.Connection) -> list[ScheduleState]:
+            stored = [raised for fields in rows if (raised := _put(db, fields))]
+            _update_marks(db, (state.agent_id for state in stored))
+            return stored
+
+        return await self._file.write(work)
+
+    async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
+        """Return schedules that are due, earliest first."""
+        check_page(limit)
+        sql = f"""{_SOURCE} JOIN schedules ON schedules.agent_id = agents.id
+            WHERE schedules.due_at <= ? ORDER BY schedules.due_at, schedules.agent_id LIMIT ?"""
+        values = (to_millis(self._now()), limit)
+        return list(map(_source, await self._file.read(lambda db: db.execute(sql, values).fetchall())))
+
+    async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
+        """Carry plans out, all of them in one transaction."""
+        checked = list(map(check_plan, plans))
+        now = self._now()
+
+        def work(db: sqlite3.Connection) -> list[Task]:
+            accepted = [plan for plan in checked if _accept(db, plan)]
+            return _store_fires(db, [new for plan in accepted for new in plan.tasks], now)
+
+        return await self._file.write(work)
+
+
+def _put(db: sqlite3.Connection, fields: dict[str, Any]) -> ScheduleState | None:
+    """Store one schedule, if its agent is there and its revision is still the stored one."""
+    raised = fields | {"revision": fields["revision"] + 1}
+    if fields["revision"] == 0:
+        done = db.execute(_INSERT, [*to_row(raised), fields["agent_id"]])
+    else:
+        done = db.execute(_UPDATE, [*to_row(raised), fields["agent_id"], fields["revision"]])
+    return documents.schedule_from(raised) if done.rowcount else None
+
+
+def _update_marks(db: sqlite3.Connection, agent_ids: Iterable[int]) -> None:
+    """Have in `unsynced` those of these agents whose schedule was computed from another version than theirs."""
+    ids = json_list(agent_ids)
+    db.execute("DELETE FROM unsynced WHERE agent_id IN (SELECT value FROM json_each(?))", (ids,))
+    db.execute(
+        """INSERT INTO unsynced SELECT agents.id FROM schedules JOIN agents ON agents.id = schedules.agent_id
+            WHERE agents.id IN (SELECT value FROM json_each(?)) AND agents.version <> schedules.agent_version""",
+        (ids,),
+    )
+
+
+def _accept(db: sqlite3.Connection, plan: FirePlan) -> bool:
+    """Store the next fire of a plan's schedule, unless somebody else was faster."""
+    fields = documents.schedule_document(transitions.fired(plan))
+    changes = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
+    return db.execute(_ACCEPT, [*to_row(changes), plan.before.agent_id, plan.before.revision]).rowcount > 0
+
+
+def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime) -> list[Task]:
+    """Store the tasks of fires that have none yet."""
+    keys = [documents.fire_key(new) for new in news]
+    sql = "SELECT fire_key FROM tasks WHERE fire_key IN (SELECT value FROM json_each(?))"
+    fired = {row["fire_key"] for row in db.execute(sql, (json_list(keys),))}
+    writer = TaskWriter(db, (new.agent_id for new in news), now)
+    tasks = []
+    for key, new in zip(keys, news, strict=True):
+        if key not in fired:
+            fired.add(key)
+            tasks.append(writer.add(new))
+    writer.flush()
+    return tasks
+
+
+def _source(row: sqlite3.Row) -> ScheduleSource:
+    agent = {name: row[name] for name in ("id", "version", "config")}
+    agent["created_at"] = from_millis(row["created_at"])
+    state = {name: row[f"s_{name}"] for name in _STATE_FIELDS}
+    for name in documents.SCHEDULE_INSTANTS:
+        if state[name] is not None:
+            state[name] = from_millis(state[name])
+    known = state["agent_id"] is not None
+    return documents.schedule_source(agent, documents.schedule_from(state) if known else None)

@@ -1,0 +1,1 @@
+"""The HTTP server of Agent Harness, and the command that starts it."""

@@ -1,0 +1,118 @@
+"""The server's composition root: from settings to an application whose parts live as long as it does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from harness.announce import announce_parts
+from harness.errors import AddressUnavailableError, HarnessError
+from harness.sandbox.inspection import ping
+from harness.scheduler import TaskScheduler
+from harness.settings import Settings
+from harness.wiring import open_runtime
+from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
+from harness_server.routes import health
+
+#: Time for open connections to end, in seconds.
+SHUTDOWN_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """How many runs at a time, and how often a failed one is tried again where its agent does not say."""
+
+    max_concurrent: int = 5
+    retry_max_attempts: int = 3
+
+
+OPTIONS = web.AppKey("options", SchedulerOptions)
+
+
+def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
+    """Return an application, not yet started; its start opens the store and starts the scheduler."""
+    app = web.Application()
+    app[SETTINGS] = settings
+    app[OPTIONS] = options
+    app.cleanup_ctx.extend((_runtime, _scheduler))
+    app.add_routes(health.routes)
+    return app
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """Start an application and listen where its settings say, until the block is left.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        AddressUnavailableError: It can't listen there; nothing was started then.
+        StoreUnavailableError: The store does not answer.
+    """
+    settings = app[SETTINGS]
+    # First of all: a second server on one address is a mistake, and must neither fire nor run anything.
+    with _listen(settings.host, settings.port) as listener:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listener).start()
+            yield _url(listener)
+        finally:
+            await runner.cleanup()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise AddressUnavailableError(
+            f"can't listen on {host} port {port}: {os.strerror(error.errno or 0)}; end what is there, perhaps another "
+            "harness serve, or take another port by --port or HARNESS_PORT"
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _runtime(app: web.Application) -> AsyncIterator[None]:
+    async with open_runtime(app[SETTINGS]) as runtime:
+        app[RUNTIME] = runtime
+        await announce_parts(runtime)
+        yield
+
+
+async def _scheduler(app: web.Application) -> AsyncIterator[None]:
+    runtime, options = app[RUNTIME], app[OPTIONS]
+    scheduler = TaskScheduler(
+        options.max_concurrent,
+        options.retry_max_attempts,
+        store=runtime.store,
+        sandbox=runtime.sandbox,
+        clock=runtime.clock,
+        settings=runtime.settings,
+    )
+
+    async def ask_scheduler() -> None:
+        if not scheduler.is_started:
+            raise HarnessError("it is being stopped")
+
+    app[SCHEDULER] = scheduler
+    app[PROBES] = {
+        "store": runtime.store.next_due_at,
+        "engine": lambda: ping(runtime.sandbox.engine),
+        "scheduler": ask_scheduler,
+    }
+    await scheduler.start()
+    try:
+        yield
+    finally:
+        await scheduler.stop(drain_seconds=0)

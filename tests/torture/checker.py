@@ -1,0 +1,272 @@
+"""Holds what was seen against the promises P1 to P7. Pure; computes due fires by itself, not by the product's triggers.
+
+The agents are those of `tests.torture.fleet`: they print ``begin TASK ATTEMPT`` and ``end TASK ATTEMPT``, and keep in their
+state a counter ``n`` and the ``task`` and ``attempt`` that saved it, attempts counted from 1. In the store an attempt has
+the fence of its claim for a number. The schedules are plain intervals, or cron minutely
+in UTC, and end by `end_at`, long past when the facts are taken.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tests.torture.facts import AgentSeen, ContainerSeen, EngineSeen, Facts
+
+from harness.models import Reason, SkipReason, Task, TaskStatus, log_attempt
+
+#: Ends of an attempt that only an agent which ran can have.
+_RAN = (Reason.COMPLETED, Reason.EXIT_NONZERO, Reason.TIMEOUT, Reason.OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One promise, broken once."""
+
+    promise: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.promise}: {self.what}"
+
+
+def check(facts: Facts) -> list[Violation]:
+    """Return every violation found."""
+    tasks_of: defaultdict[int, list[Task]] = defaultdict(list)
+    for task in facts.tasks:
+        tasks_of[task.agent_id].append(task)
+    found: list[Violation] = []
+    for agent in facts.agents:
+        tasks = tasks_of[agent.agent_id]
+        found += _check_fires(agent, tasks)
+        found += _check_skips(agent, tasks)
+        found += _check_artifacts(agent, tasks)
+    for task in facts.tasks:
+        found += _check_end(task)
+        found += _check_attempts(task)
+        found += _check_logs(task, facts)
+    found += _check_containers(facts)
+    found += _check_overlap(facts)
+    found += [Violation("P7", f"container {container} is left") for container in facts.containers_left]
+    return found
+
+
+def due_fires(agent: AgentSeen) -> list[datetime]:
+    """Return every fire that the agent's schedule owes from when it came into force to its end."""
+    anchor = agent.schedule.anchor_at.replace(microsecond=0)
+    end = datetime.fromisoformat(str(agent.rule["end_at"])).astimezone(UTC).replace(microsecond=0)
+    if agent.rule["type"] == "cron":
+        assert agent.rule["cron"] == "* * * * *"
+        step = timedelta(minutes=1)
+        anchor = anchor.replace(second=0)
+    else:
+        seconds = agent.rule["interval_seconds"]
+        assert isinstance(seconds, int)
+        step = timedelta(seconds=seconds)
+    return [anchor + step * n for n in range(1, (end - anchor) // step + 1)]
+
+
+def _check_fires(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]:
+    """P1 and P2: due fires and records match one to one."""
+    owed = due_fires(agent)
+    takers: dict[datetime, list[int]] = {fire: [] for fire in owed}
+    for task in tasks:
+        if task.fire_at is None:
+            yield Violation("P1", f"task {task.id} of agent {agent.agent_id} answers for no fire")
+            continue
+        until = task.skipped_until or task.fire_at
+        covered = [fire for fire in owed if task.fire_at <= fire <= until]
+        for fire in covered:
+            takers[fire].append(task.id)
+        if task.fire_at not in takers or until not in takers:
+            yield Violation(
+                "P1", f"task {task.id} of agent {agent.agent_id} is for {task.fire_at}, no due fire"
+            )
+        if task.status is TaskStatus.SKIPPED and task.skipped_count != len(covered):
+            yield Violation("P1", f"skip {task.id} counts {task.skipped_count} fires, not {len(covered)}")
+        if task.status is not TaskStatus.SKIPPED and task.skipped_until is not None:
+            yield Violation("P1", f"task {task.id} ran and yet stands for skipped fires")
+    for fire, ids in takers.items():
+        if not ids:
+            yield Violation("P1", f"the fire of agent {agent.agent_id} at {fire} became nothing")
+        elif len(ids) > 1:
+            yield Violation("P2", f"the fire of agent {agent.agent_id} at {fire} became tasks {ids}")
+
+
+def _check_skips(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]:
+    """P1: a skip's reason is true."""
+    grace = agent.rule.get("misfire_grace_seconds", 60)
+    assert isinstance(grace, int | float)
+    for task in tasks:
+        if task.status is not TaskStatus.SKIPPED:
+            continue
+        if task.skip_reason is SkipReason.MISSED and not agent.rule.get("jitter_seconds"):
+            last = task.skipped_until or task.fire_at
+            assert last is not None
+            if task.created_at - last < timedelta(seconds=max(grace, 1)):
+                yield Violation("P1", f"skip {task.id} says missed, but its fire was on time")
+        if task.skip_reason is SkipReason.OVERLAP and not any(
+            _was_active(other, task.created_at) for other in tasks if other is not task
+        ):
+            yield Violation("P1", f"skip {task.id} says overlap, but agent {agent.agent_id} was not busy")
+
+
+def _was_active(task: Task, at: datetime) -> bool:
+    if task.status is TaskStatus.SKIPPED and task.skip_reason is not SkipReason.SUPERSEDED:
+        return False
+    return task.created_at <= at and (task.completed_at is None or task.completed_at >= at)
+
+
+def _check_artifacts(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]:
+    """P6: what was saved, was saved by the winning attempts, once each."""
+    by_id = {task.id: task for task in tasks}
+    completed = {task.id for task in tasks if task.status is TaskStatus.COMPLETED}
+    savers = [artifact.task_id for artifact in agent.artifacts]
+    if len(savers) != len(completed) or set(savers) != completed:
+        extra, missing = [saver for saver in savers if saver not in completed], completed - set(savers)
+        yield Violation(
+            "P6",
+            f"agent {agent.agent_id}: saved by {extra} in excess, not by {sorted(missing)}; {len(savers)} in all",
+        )
+    for count, artifact in enumerate(agent.artifacts, start=1):
+        if artifact.run_count != count:
+            yield Violation("P6", f"agent {agent.agent_id}: run {count} is counted as {artifact.run_count}")
+        task = by_id.get(artifact.task_id or 0)
+        if task is not None and (artifact.state["task"], artifact.state["attempt"]) != (
+            task.id,
+            len(task.attempts),
+        ):
+            yield Violation(
+                "P6", f"task {task.id}'s artifact is of {artifact.state}, not of its last attempt"
+            )
+        if agent.max_active == 1 and artifact.state["n"] != count:
+            yield Violation("P6", f"agent {agent.agent_id} counted {artifact.state['n']} in run {count}")
+    if agent.artifacts and agent.newest != agent.artifacts[-1]:
+        yield Violation("P6", f"agent {agent.agent_id}: the newest artifact is not the last one saved")
+
+
+def _check_end(task: Task) -> Iterator[Violation]:
+    """P5: every task has ended, and is marked as one that has."""
+    if not task.status.is_final:
+        yield Violation("P5", f"task {task.id} is {task.status}")
+    elif task.due_at is not None or task.lease_owner is not None or task.completed_at is None:
+        yield Violation("P5", f"task {task.id} is {task.status}, but is still due, leased or not completed")
+    if task.retry_count > task.max_retries:
+        yield Violation("P5", f"task {task.id} was retried {task.retry_count} times of {task.max_retries}")
+
+
+def _check_attempts(task: Task) -> Iterator[Violation]:
+    """P6: attempts follow one another, and the last one decides."""
+    for one, other in zip(task.attempts, task.attempts[1:], strict=False):
+        if one.number >= other.number or one.ended_at is None or one.ended_at > other.started_at:
+            yield Violation("P6", f"attempts {one.number} and {other.number} of task {task.id} overlap")
+        if one.reason is Reason.COMPLETED:
+            yield Violation("P6", f"attempt {one.number} of task {task.id} completed, and another followed")
+    last = task.attempt
+    if task.status is TaskStatus.COMPLETED and (last is None or last.reason is not Reason.COMPLETED):
+        yield Violation("P6", f"task {task.id} completed, but not its last attempt")
+    if task.status is TaskStatus.SKIPPED and last is not None:
+        yield Violation("P6", f"task {task.id} was skipped, and ran")
+
+
+def _check_logs(task: Task, facts: Facts) -> Iterator[Violation]:
+    """P6: each line was written by a known attempt, while it was the newest; the winner's lines are complete."""
+    ends = {
+        one.number: other.started_at for one, other in zip(task.attempts, task.attempts[1:], strict=False)
+    }
+    ordinals = {attempt.number: ordinal for ordinal, attempt in enumerate(task.attempts, start=1)}
+    texts: defaultdict[int, bytearray] = defaultdict(bytearray)
+    for chunk in facts.logs.get(task.id, ()):
+        number = log_attempt(chunk.seq)
+        if number not in ordinals:
+            yield Violation("P6", f"task {task.id} has output of attempt {number}, which it never had")
+        elif number in ends and chunk.at > ends[number]:
+            yield Violation("P6", f"attempt {number} of task {task.id} wrote after it was replaced")
+        if chunk.stream == "stdout":
+            texts[number] += chunk.data
+    for number, text in texts.items():
+        words = f"{task.id} {ordinals.get(number)}"
+        for line in text.decode(errors="replace").splitlines():
+            if line not in (f"begin {words}", f"end {words}"):
+                yield Violation("P6", f"attempt {number} of task {task.id} has the line {line!r}")
+    if task.status is TaskStatus.COMPLETED:
+        number = task.attempts[-1].number
+        words = f"{task.id} {len(task.attempts)}"
+        if texts[number].decode() != f"begin {words}\nend {words}\n":
+            yield Violation(
+                "P6", f"the winning attempt {number} of task {task.id} printed {bytes(texts[number])!r}"
+            )
+
+
+def _check_containers(facts: Facts) -> Iterator[Violation]:
+    """P2 and P6: each attempt had one container at most, and each container an attempt."""
+    attempts = {(task.id, attempt.number): attempt for task in facts.tasks for attempt in task.attempts}
+    started: defaultdict[tuple[int, int], set[str]] = defaultdict(set)
+    for sight in _containers(facts):
+        key = (sight.task_id, sight.fence)
+        if key not in attempts:
+            yield Violation(
+                "P6", f"{sight.action} of a container for task {key[0]}, attempt {key[1]}: not known"
+            )
+        if sight.action == "start":
+            started[key].add(sight.container_id)
+    for key, containers in started.items():
+        if len(containers) > 1:
+            yield Violation("P2", f"task {key[0]}, attempt {key[1]} ran in {len(containers)} containers")
+    for (task_id, number), attempt in attempts.items():
+        if attempt.reason in _RAN and not started[task_id, number]:
+            yield Violation(
+                "P2", f"task {task_id}, attempt {number} is {attempt.reason}, and no container ran"
+            )
+
+
+def _check_overlap(facts: Facts) -> Iterator[Violation]:
+    """P3: by the engine's word, no agent has more containers running than its policy allows."""
+    agent_of = {task.id: task.agent_id for task in facts.tasks}
+    allowed = {agent.agent_id: agent.max_active for agent in facts.agents}
+    running: defaultdict[int, dict[str, ContainerSeen]] = defaultdict(dict)
+    for sight in facts.sights:
+        if isinstance(sight, EngineSeen):
+            for held in running.values():
+                for container in held.keys() - sight.running:
+                    del held[container]
+            continue
+        agent_id = agent_of.get(sight.task_id)
+        if agent_id is None:
+            continue  # Reported as unknown elsewhere.
+        held = running[agent_id]
+        if sight.action in ("die", "destroy"):
+            held.pop(sight.container_id, None)
+        elif sight.action == "start":
+            held[sight.container_id] = sight
+            if len(held) > allowed[agent_id]:
+                those = ", ".join(f"task {one.task_id} attempt {one.fence}" for one in held.values())
+                yield Violation("P3", f"agent {agent_id} runs {len(held)} at once at {sight.at}: {those}")
+
+
+def _containers(facts: Facts) -> Iterable[ContainerSeen]:
+    return (sight for sight in facts.sights if isinstance(sight, ContainerSeen))
+
+
+def lateness(facts: Facts) -> list[float]:
+    """Return, in rising order, the seconds from a fire to the begin of its first attempt, where nothing held it back.
+
+    Left out: agents with jitter, and tasks that were not made at once (caught up) or had to wait for a slot.
+    """
+    puts_off = {agent.agent_id for agent in facts.agents if agent.rule.get("jitter_seconds")}
+    tasks_of: defaultdict[int, list[Task]] = defaultdict(list)
+    for task in facts.tasks:
+        tasks_of[task.agent_id].append(task)
+    late = []
+    for agent_id, tasks in tasks_of.items():
+        if agent_id in puts_off:
+            continue
+        for task in tasks:
+            if not task.attempts or task.fire_at is None:
+                continue
+            waits = any(_was_active(other, task.created_at) for other in tasks if other is not task)
+            if not waits:
+                late.append((task.attempts[0].started_at - task.fire_at).total_seconds())
+    return sorted(late)

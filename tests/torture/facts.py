@@ -1,0 +1,71 @@
+"""What was seen of one run of the oracle test; plain data, so that the checker is a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from harness.models import HandoffArtifact, LogChunk, ScheduleState, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSeen:
+    """One line of the engine's own event stream, in the order in which the engine told it."""
+
+    action: Literal["create", "start", "die", "destroy"]
+    container_id: str
+    task_id: int
+    fence: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSeen:
+    """The event stream broke off, and the engine answers again: what does not run now has ended, told or not."""
+
+    running: frozenset[str]
+    at: datetime
+
+
+Sight = ContainerSeen | EngineSeen
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSeen:
+    """An agent as the test made it, and what the store says about it in the end."""
+
+    agent_id: int
+    config: Mapping[str, object]
+    schedule: ScheduleState
+    #: By rising version.
+    artifacts: Sequence[HandoffArtifact]
+    newest: HandoffArtifact | None
+
+    @property
+    def rule(self) -> Mapping[str, object]:
+        """The schedule's config."""
+        rule = self.config["schedule"]
+        assert isinstance(rule, dict)
+        return rule
+
+    @property
+    def max_active(self) -> int:
+        """How many of its containers may run at once."""
+        number = self.rule.get("max_overlap", 5) if self.rule.get("overlap") == "allow" else 1
+        assert isinstance(number, int)
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything the checker judges by."""
+
+    agents: Sequence[AgentSeen]
+    #: The store's tasks, by rising id.
+    tasks: Sequence[Task]
+    logs: Mapping[int, Sequence[LogChunk]]
+    sights: Sequence[Sight]
+    #: Containers that bear the store's label, after the quiet period.
+    containers_left: Sequence[str] = field(default_factory=tuple)
