@@ -126,7 +126,7 @@ class MongoTasks(MongoSlots):
         now = await self.now()
         if content is not None:
             # What earlier runs of the agent left goes first: their artifacts must not come after this one.
-            document = await self._db.find_one(TASKS, {"_id": int64(task_id)}) or {}
+            document = await self._db.find_one(TASKS, {"_id": int64(task_id)}, fields=["agent_id"]) or {}
             await self._place_pending_artifacts(document.get("agent_id", 0))
         task = await self._change(
             task_id,
