@@ -77,11 +77,10 @@ class SqliteSchedules(SqliteTasks):
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, all of them in one transaction."""
         checked = list(map(check_plan, plans))
-        now = self._now()
 
         def work(db: sqlite3.Connection) -> list[Task]:
             accepted = [plan for plan in checked if _accept(db, plan)]
-            return _store_fires(db, [new for plan in accepted for new in plan.tasks], now)
+            return _store_fires(db, [new for plan in accepted for new in plan.tasks], self._now())
 
         return await self._file.write(work)
 
