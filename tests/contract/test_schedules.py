@@ -154,8 +154,9 @@ async def test_each_of_many_schedules_is_stored_or_not(store: Store) -> None:
     new = await store.create_agent(draft("new", config=CRON))
     fresh = ScheduleState(agent_id=new.id, agent_version=1, anchor_at=await store.now())
     unknown = fresh.model_copy(update={"agent_id": 99})
+    beyond = fresh.model_copy(update={"agent_id": 10**40})
 
-    stored = await store.put_schedules([*states, unknown, fresh, fresh])
+    stored = await store.put_schedules([*states, unknown, beyond, fresh, fresh])
 
     assert [state.agent_id for state in stored] == [states[0].agent_id, states[2].agent_id, new.id]
     assert [state.revision for state in stored] == [2, 2, 1]
@@ -221,6 +222,14 @@ async def test_a_plan_that_was_carried_out_does_nothing_more(store: Store) -> No
 
     assert await store.get_schedule(state.agent_id) == after
     assert (await store.list_tasks()).total_count == 1
+
+
+@pytest.mark.parametrize("agent_id", [0, -1, 99])
+async def test_a_plan_of_no_agent_does_nothing(store: Store, agent_id: int) -> None:
+    state = (await scheduled_agent(store)).model_copy(update={"agent_id": agent_id})
+
+    assert await store.fire_schedules([plan(state)]) == []
+    assert (await store.list_tasks()).total_count == 0
 
 
 async def test_a_plan_from_another_revision_does_nothing(store: Store) -> None:

@@ -87,6 +87,7 @@ class SqliteSchedules(SqliteTasks):
 
 def _put(db: sqlite3.Connection, fields: dict[str, Any]) -> ScheduleState | None:
     """Store one schedule, if its agent is there and its revision is still the stored one."""
+    fields["agent_id"] = int64(fields["agent_id"])
     raised = fields | {"revision": fields["revision"] + 1}
     if fields["revision"] == 0:
         done = db.execute(_INSERT, [*to_row(raised), fields["agent_id"]])
@@ -110,7 +111,10 @@ def _accept(db: sqlite3.Connection, plan: FirePlan) -> bool:
     """Store the next fire of a plan's schedule, unless somebody else was faster."""
     fields = documents.schedule_document(transitions.fired(plan))
     changes = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
-    return db.execute(_ACCEPT, [*to_row(changes), plan.before.agent_id, plan.before.revision]).rowcount > 0
+    return (
+        db.execute(_ACCEPT, [*to_row(changes), int64(plan.before.agent_id), plan.before.revision]).rowcount
+        > 0
+    )
 
 
 def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime) -> list[Task]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from harness.errors import TaskNotFoundError
+from harness.errors import StoreError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
-from harness.store.slots import check_new, free_slot
+from harness.store.slots import SPARE_CANDIDATES, check_new, free_slot
 from harness.store.sqlite.artifacts import SqliteArtifacts, insert_next_artifact
 from harness.store.sqlite.rows import check_agent, one
 from harness.store.sqlite.slots import (
@@ -24,6 +25,8 @@ from harness.store.sqlite.slots import (
     stored_task,
     task_from_row,
 )
+
+_log = logging.getLogger(__name__)
 
 #: What a decision makes of a task; None leaves it as it is.
 DecidedT = TypeVar("DecidedT", bound=Task | None)
@@ -107,9 +110,17 @@ class SqliteTasks(SqliteArtifacts):
         check_page(limit)
 
         def work(db: sqlite3.Connection) -> list[Task]:
-            now, claimed = self._now(), []
-            for candidate in claimable(db, now, limit=limit):
-                task = _existing_task(db, candidate.task_id)
+            now = self._now()
+            claimed: list[Task] = []
+            for candidate in claimable(db, now, limit=limit + SPARE_CANDIDATES):
+                if len(claimed) == limit:
+                    break
+                try:
+                    task = _existing_task(db, candidate.task_id)
+                except StoreError as error:
+                    # One record that can't be read must not keep all others waiting.
+                    _log.error("not claimed: %s", error, extra={"action": "task_unreadable"})
+                    continue
                 after = transitions.claim(task, claim, now)
                 if after is not None:
                     claimed.append(change_task(db, task, after, active_slot=candidate.active_slot))
