@@ -233,7 +233,7 @@ async def _engine(image: str) -> AsyncIterator[OwnEngine | None]:
 async def _store(what: Torture, folder: Path) -> AsyncIterator[tuple[dict[str, str], StoreOutage]]:
     """Where the store is, for the processes' environment, and how it is taken away."""
     if what.store == "sqlite":
-        yield {}, lock_sqlite(folder / "data" / "harness.db")
+        yield {"HARNESS_MONGODB_URI": ""}, lock_sqlite(folder / "data" / "harness.db")
         return
     server = MongoServer(folder / "mongo")
     try:
