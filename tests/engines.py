@@ -34,12 +34,16 @@ class OwnEngine:
         self.folder = folder
         self.address = EngineAddress(f"unix://{folder}/docker.sock")
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ending = False
 
     async def start(self) -> None:
-        """Start it, after it was stopped too, and wait until it answers."""
+        """Start it, unless it runs, and wait until it answers."""
         if self._process is not None:
-            await asyncio.to_thread(self._process.wait, 60)
+            if not self._is_ending:
+                return
+            await self.wait()
             self._forget_the_dead()
+        self._is_ending = False
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork takes milliseconds
                 [
@@ -97,9 +101,15 @@ class OwnEngine:
             await first.close()
             await second.close()
 
+    async def wait(self) -> None:
+        """Wait until it has ended."""
+        assert self._process is not None
+        await asyncio.to_thread(self._process.wait, 60)
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         assert self._process is not None
+        self._is_ending |= number in (signal.SIGTERM, signal.SIGKILL)
         self._process.send_signal(number)
 
     def end(self) -> None:

@@ -140,7 +140,10 @@ class Worker:
         free = self._max_concurrent - len(self._runs)
         if free <= 0:
             return 0
-        if not self._engine_answers:
+        # A run that found the engine away hands its task back before it ends, and the task is due at once.
+        if not self._engine_answers or any(
+            run.engine_was_away for run in self._runs.values() if run is not None
+        ):
             await self._parts.sandbox.owned_containers(self._parts.store.store_id)
             self._engine_answers = True
         claim = Claim(owner=self._executor.owner, lease_seconds=self._parts.settings.lease_seconds)

@@ -185,6 +185,9 @@ class Supervisor:
         import hashlib
 
         assert self.status is not None
+        nonce = self.private.get("nonce")
+        if nonce is None:
+            return  # Stopped before its job came: nobody would know this for a report, but take it for output.
         header = {
             "exit_code": os.waitstatus_to_exitcode(self.status),
             "stopped_by": self.stopped_by,
@@ -199,7 +202,7 @@ class Supervisor:
         }
         head = json.dumps(header, ensure_ascii=False).encode()
         payload = len(head).to_bytes(4, "big") + head + (self.reports.saved or b"")
-        frame = RESULT_MAGIC + self.private.get("nonce", "").encode() + len(payload).to_bytes(4, "big")
+        frame = RESULT_MAGIC + nonce.encode() + len(payload).to_bytes(4, "big")
         view = memoryview(frame + hashlib.sha256(payload).digest() + payload)
         os.set_blocking(1, True)  # the agent shares the pipe and may have changed it
         while view:

@@ -83,12 +83,10 @@ def condemn(store: SqliteStore, fate: Fate) -> None:
     """Put all steps in place."""
     set_on: Any = store
     methods = (
-        ("put_schedules", "about to store a schedule", "schedule stored", False),
         ("fire_schedules", "about to fire", "fired", True),
         ("claim_tasks", "about to claim", "claimed", True),
         ("retry_task", "about to retry", "retried", False),
         ("finish_task", "about to save", "saved", False),
-        ("expire_task", "about to expire", "expired", False),
     )
     for name, before, after, only_if_any in methods:
         method = getattr(store, name)

@@ -38,7 +38,7 @@ ABREAST = 4
 FIRING_SECONDS = 8
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("first", range(0, len(STEPS), ABREAST))
 async def test_promises_hold_over_a_kill(
     sandbox: DockerSandbox, sandbox_image: str, tmp_path: Path, first: int

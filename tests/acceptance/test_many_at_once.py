@@ -25,7 +25,7 @@ from harness.wiring import make_store
 
 AGENTS = 200
 #: For the agents to be stored and the processes to be up.
-LEAD_SECONDS = 12.0
+LEAD_SECONDS = 15.0
 
 
 @pytest.mark.timeout(240)

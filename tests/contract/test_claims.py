@@ -206,3 +206,15 @@ async def test_what_is_due_next_is_the_earliest_time_to_come(
         assert await store.next_due_at() == now + timedelta(seconds=following)
     await place.clock.advance(20)
     assert await store.next_due_at() is None
+
+
+async def test_a_task_that_cannot_be_read_keeps_no_other_waiting(shared_place: Place) -> None:
+    store = shared_place.make()
+    await store.open()
+    agent = await store.create_agent(draft())
+    tasks = [await store.create_task(new_task(agent.id)) for _ in range(3)]
+    await shared_place.spoil_task(tasks[0].id)
+
+    assert ids(await store.claim_tasks(claim(), limit=1)) == [tasks[1].id]
+    assert ids(await store.claim_tasks(claim(), limit=9)) == [tasks[2].id]
+    assert await store.claim_tasks(claim(), limit=9) == []

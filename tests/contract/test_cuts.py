@@ -15,6 +15,7 @@ from tests.contract.places import (
     claim,
     completed,
     draft,
+    failed_task,
     new_task,
     running_task,
     state,
@@ -259,11 +260,28 @@ async def test_a_cut_creation_is_done_or_not_done(shared_place: Place) -> None:
     assert (await other.list_tasks()).total_count == writes + 1
 
 
-@pytest.mark.parametrize("call", ["claim", "extend", "expire", "reason", "save", "clear", "update", "agent"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "claim",
+        "extend",
+        "expire",
+        "retry",
+        "hand back",
+        "reopen",
+        "cancel",
+        "reason",
+        "save",
+        "clear",
+        "update",
+        "agent",
+    ],
+)
 async def test_other_writes_are_one_write(shared_place: Place, call: str) -> None:
     dying, other = await two_stores(shared_place)
     agent = await other.create_agent(draft())
     await other.save_artifact(agent.id, state())
+    failed = await failed_task(other, agent.id)
     task = await running_task(other, agent.id)
     await other.create_task(new_task(agent.id))
     # The clocks of two stores differ by what a round trip took; the expiry of a lease is not within that.
@@ -273,6 +291,10 @@ async def test_other_writes_are_one_write(shared_place: Place, call: str) -> Non
         "claim": lambda: dying.claim_tasks(claim(), limit=1),
         "extend": lambda: dying.extend_lease(task.id, 1, 99),
         "expire": lambda: dying.expire_task(task),
+        "retry": lambda: dying.retry_task(task.id, 1, completed(), due_at=task.created_at),
+        "hand back": lambda: dying.hand_back_task(task.id, 1, "shut down"),
+        "reopen": lambda: dying.reopen_task(failed.id, due_at=task.created_at, max_retries=1),
+        "cancel": lambda: dying.cancel_task(task.id),
         "reason": lambda: dying.record_reason(task.id, 1, completed().reason),
         "save": lambda: dying.save_artifact(agent.id, state(n=2)),
         "clear": lambda: dying.clear_artifact(agent.id),

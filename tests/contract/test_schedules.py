@@ -154,8 +154,9 @@ async def test_each_of_many_schedules_is_stored_or_not(store: Store) -> None:
     new = await store.create_agent(draft("new", config=CRON))
     fresh = ScheduleState(agent_id=new.id, agent_version=1, anchor_at=await store.now())
     unknown = fresh.model_copy(update={"agent_id": 99})
+    beyond = fresh.model_copy(update={"agent_id": 10**40})
 
-    stored = await store.put_schedules([*states, unknown, fresh, fresh])
+    stored = await store.put_schedules([*states, unknown, beyond, fresh, fresh])
 
     assert [state.agent_id for state in stored] == [states[0].agent_id, states[2].agent_id, new.id]
     assert [state.revision for state in stored] == [2, 2, 1]
@@ -223,6 +224,14 @@ async def test_a_plan_that_was_carried_out_does_nothing_more(store: Store) -> No
     assert (await store.list_tasks()).total_count == 1
 
 
+@pytest.mark.parametrize("agent_id", [0, -1, 99])
+async def test_a_plan_of_no_agent_does_nothing(store: Store, agent_id: int) -> None:
+    state = (await scheduled_agent(store)).model_copy(update={"agent_id": agent_id})
+
+    assert await store.fire_schedules([plan(state)]) == []
+    assert (await store.list_tasks()).total_count == 0
+
+
 async def test_a_plan_from_another_revision_does_nothing(store: Store) -> None:
     state = await scheduled_agent(store)
     (paused,) = await store.put_schedules([state.model_copy(update={"paused": True})])
@@ -257,18 +266,19 @@ async def test_a_fire_that_has_a_task_is_passed_over(store: Store) -> None:
     assert (await store.list_tasks()).total_count == 2
 
 
-async def test_a_plan_can_hold_skips_and_several_runs(place: Place, store: Store) -> None:
+async def test_a_plan_can_hold_skips_and_several_runs(store: Store) -> None:
     state = await scheduled_agent(store)
     missed = fire(
         state,
+        minutes=-40,
         when_busy=WhenBusy.REJECT,
         skip_reason=SkipReason.MISSED,
-        skipped_until=fire(state, minutes=20).fire_at,
+        skipped_until=fire(state, minutes=-20).fire_at,
         skipped_count=5,
     )
-    late = [fire(state, minutes=n, when_busy=WhenBusy.WAIT) for n in (25, 30, 35)]
+    late = [fire(state, minutes=n, when_busy=WhenBusy.WAIT) for n in (-15, -10, -5)]
 
-    tasks = await store.fire_schedules([plan(state, missed, *late, fire(state, minutes=40))])
+    tasks = await store.fire_schedules([plan(state, missed, *late, fire(state))])
 
     assert [task.status for task in tasks] == [
         TaskStatus.SKIPPED, TaskStatus.PENDING, TaskStatus.PENDING, TaskStatus.PENDING, TaskStatus.SKIPPED,
@@ -278,8 +288,7 @@ async def test_a_plan_can_hold_skips_and_several_runs(place: Place, store: Store
     assert [await store.get_task(task.id) for task in tasks] == list(tasks)
     after = (await store.get_schedule(state.agent_id)).state
     assert after is not None
-    assert after.last_fire_at == fire(state, minutes=40).fire_at
-    await place.clock.advance(3600)
+    assert after.last_fire_at == state.next_fire_at
     for task in tasks[1:4]:
         assert (await claim_one(store)).id == task.id
         await store.finish_task(task.id, 1, completed())
@@ -378,7 +387,7 @@ async def test_many_schedules_fire_in_one_call(store: Store) -> None:
     assert len({task.id for task in tasks}) == 40
     assert await due(store) == []
     assert len(await store.claim_tasks(claim(), limit=100)) == 40
-    assert (await store.create_task(new_task(1))).id == 41
+    assert (await store.create_task(new_task(1))).id > max(task.id for task in tasks)
 
 
 async def test_a_schedule_goes_with_its_agent(store: Store) -> None:

@@ -153,6 +153,18 @@ async def test_one_that_waits_is_replaced_also_once_a_slot_is_free(store: Store,
     assert (await claim_one(store)).id == newest.id
 
 
+async def test_nobody_is_asked_to_end_where_a_slot_is_free(store: Store, agent: Agent) -> None:
+    running = [await running_task(store, agent.id, max_active=2) for _ in range(2)]
+    waiting = await store.create_task(new_task(agent.id, max_active=2, when_busy=WhenBusy.QUEUE))
+    await store.finish_task(running[0].id, 1, completed())
+
+    newest = await store.create_task(new_task(agent.id, max_active=2, when_busy=WhenBusy.REPLACE))
+
+    assert await statuses(store, waiting.id) == [SKIPPED]
+    assert await store.cancel_requests("runner-1") == []
+    assert (await claim_one(store)).id == newest.id
+
+
 async def test_a_place_in_the_queue_is_free_once_its_task_is_cancelled(store: Store, agent: Agent) -> None:
     await running_task(store, agent.id, max_active=1)
     queued = NewTask(agent_id=agent.id, when_busy=WhenBusy.QUEUE)

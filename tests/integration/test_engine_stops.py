@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import os
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
-import psutil
 import pytest
-from docker import APIClient
+from tests.engines import OwnEngine, can_start_engines
 from tests.sandboxes import Lab
 
 from harness.errors import EngineUnavailableError
@@ -29,117 +25,16 @@ from harness.sandbox import session as session_module
 from harness.sandbox.docker import DockerSandbox
 from harness.sandbox.engine import Engine
 from harness.sandbox.images import SandboxImages
-from harness.sandbox.locate import EngineAddress
 from harness.testing import MemoryStore
 
 pytestmark = [
     # The Docker SDK leaves a socket to the garbage collector when it can't connect.
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
     pytest.mark.timeout(150),
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("dockerd") is None,
-        reason="only root can start an engine of its own",
-    ),
+    pytest.mark.skipif(not can_start_engines(), reason="only root can start an engine of its own"),
 ]
 
 STARTED = "print('started')\nimport time\ntime.sleep(3600)\n"
-
-
-class OwnEngine:
-    """A dockerd with everything in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.address = EngineAddress(f"unix://{folder}/docker.sock")
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_ending = False
-
-    def start(self) -> None:
-        """Start it, unless it runs, and wait until it answers."""
-        if self._process is not None:
-            if not self._is_ending:
-                return
-            self._process.wait(30)
-            self._forget_the_dead()
-        with (self.folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    # --bridge=none deletes the bridge docker0, whosever it is: in a network of its own it finds none.
-                    "unshare",
-                    "--net",
-                    "dockerd",
-                    f"--host={self.address.url}",
-                    f"--data-root={self.folder}/data",
-                    f"--exec-root={self.folder}/exec",
-                    f"--pidfile={self.folder}/pid",
-                    "--bridge=none",
-                    "--iptables=false",
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self._is_ending = False
-        asyncio.run(self._await_answer())
-
-    def _forget_the_dead(self) -> None:
-        """Do what a restart of the machine does: a dockerd trusts these files while their process ids exist at all."""
-        file = self.folder / "exec" / "containerd" / "containerd.pid"
-        if file.exists():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                containerd = psutil.Process(int(file.read_text()))
-                if str(self.folder) in self._arguments(containerd):
-                    containerd.kill()
-            file.unlink()
-        (self.folder / "pid").unlink(missing_ok=True)
-
-    async def _await_answer(self) -> None:
-        assert self._process is not None
-        deadline = monotonic() + 60
-        while True:
-            engine = Engine(self.address)
-            try:
-                await engine.call(APIClient.ping)
-            except EngineUnavailableError:
-                log = (self.folder / "log").read_text()
-                assert self._process.poll() is None, log
-                assert monotonic() < deadline, log
-                await asyncio.sleep(0.1)
-            else:
-                return
-            finally:
-                await engine.close()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._is_ending |= number in (signal.SIGTERM, signal.SIGKILL)
-        self._process.send_signal(number)
-
-    def end(self) -> None:
-        """End it and whatever it started, and undo its mounts."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(10)
-        # containerd and its shims outlive an engine that was killed; all have the folder among their arguments.
-        left = [process for process in psutil.process_iter() if str(self.folder) in self._arguments(process)]
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=10)
-        mounts = [line.split(" ")[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-        for mount in sorted((path for path in mounts if path.startswith(str(self.folder))), reverse=True):
-            subprocess.run(["umount", "--lazy", mount], check=True)
-
-    @staticmethod
-    def _arguments(process: psutil.Process) -> str:
-        try:
-            return " ".join(process.cmdline())
-        except psutil.Error:
-            return ""
 
 
 @pytest.fixture(scope="module")
@@ -148,37 +43,27 @@ def own_engine(sandbox_image: str) -> Iterator[OwnEngine]:
     folder = Path(tempfile.mkdtemp(prefix="harness-engine-"))
     own = OwnEngine(folder)
     try:
-        own.start()
-        asyncio.run(_copy_image(sandbox_image, own.address))
+        asyncio.run(_start_with_image(own, sandbox_image))
         yield own
     finally:
         own.end()
         shutil.rmtree(folder)
 
 
-async def _copy_image(image: str, target: EngineAddress) -> None:
-    from harness.clock import SystemClock
-    from harness.settings import Settings
-    from harness.wiring import make_sandbox
-
-    first, second = make_sandbox(Settings.load(), SystemClock()), Engine(target)
-    try:
-        archive = await first.engine.call(APIClient.get_image, image, 1 << 20)
-        await second.call(lambda client: list(client.load_image(archive)))
-    finally:
-        await first.close()
-        await second.close()
+async def _start_with_image(own: OwnEngine, image: str) -> None:
+    await own.start()
+    await own.load_image(image)
 
 
 @pytest.fixture
 async def own_lab(own_engine: OwnEngine, sandbox_image: str) -> AsyncIterator[Lab]:
     """Runs jobs on the own engine, which runs at the beginning, and removes what is left at the end."""
-    await asyncio.to_thread(own_engine.start)
+    await own_engine.start()
     engine = Engine(own_engine.address)
     sandbox = DockerSandbox(engine, SandboxImages(engine, default=sandbox_image))
     lab = Lab(sandbox, sandbox_image)
     yield lab
-    await asyncio.to_thread(own_engine.start)
+    await own_engine.start()
     for container in await sandbox.owned_containers(lab.store_id):
         await sandbox.remove_container(container.container_id)
     await sandbox.close()
@@ -218,7 +103,7 @@ async def test_what_a_dead_engine_left_is_swept_when_it_is_back(own_engine: OwnE
 
     async with asyncio.timeout(60):
         await own_lab.run(STARTED, during=kill)
-    await asyncio.to_thread(own_engine.start)
+    await own_engine.start()
     store = MemoryStore()
     await store.open()
     store._file.store_id = own_lab.store_id
@@ -236,8 +121,7 @@ async def test_an_engine_that_is_not_there_is_named_with_its_address(
     own_engine: OwnEngine, own_lab: Lab
 ) -> None:
     own_engine.signal(signal.SIGTERM)
-    assert own_engine._process is not None
-    await asyncio.to_thread(own_engine._process.wait, 30)
+    await own_engine.wait()
 
     with pytest.raises(EngineUnavailableError, match=r"docker\.sock does not answer"):
         await own_lab.run("print('never')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -19,6 +20,7 @@ from harness.models import Reason
 from harness.output import OutputRecorder
 from harness.ports import SandboxJob, Store
 from harness.sandbox import session as session_module
+from harness.sandbox.engine import EngineRefusedError
 from harness.sandbox.frames import RESULT_MAGIC
 from harness.sandbox.session import DockerSession
 from harness.testing import FakeClock
@@ -892,3 +894,22 @@ async def test_a_commands_output_may_look_like_a_result(lab: Lab) -> None:
 
 async def _ignore(reason: Reason, message: str) -> None:
     pass
+
+
+async def test_a_container_that_is_stopped_before_its_job_comes_prints_nothing(lab: Lab) -> None:
+    printed = bytearray()
+    job = SandboxJob(context={}, task={}, files={"main.py": "print('x')"})
+
+    async with lab.sandbox.open(lab.spec()) as session:
+
+        async def ended() -> bool:
+            # As an engine does that ends in good order; again, since at first nobody is there to take the signal.
+            with contextlib.suppress(EngineRefusedError):
+                await lab.engine.call(APIClient.kill, session.container_id, "SIGTERM")
+            return bool((await lab.inspect(session.container_id))["State"]["Status"] == "exited")
+
+        await wait_until(ended, what="the end of the container")
+        result = await session.run(job, sink=lambda stream, data: printed.extend(data), before_stop=_ignore)
+
+    assert bytes(printed) == b""
+    assert result.reason is not Reason.COMPLETED

@@ -41,7 +41,7 @@ def check(facts: Facts) -> list[Violation]:
     for agent in facts.agents:
         tasks = tasks_of[agent.agent_id]
         found += _check_fires(agent, tasks)
-        found += _check_skips(agent, tasks)
+        found += _check_skips(agent, tasks, facts.stamp_slack)
         found += _check_artifacts(agent, tasks)
     for task in facts.tasks:
         found += _check_end(task)
@@ -95,7 +95,7 @@ def _check_fires(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]
             yield Violation("P2", f"the fire of agent {agent.agent_id} at {fire} became tasks {ids}")
 
 
-def _check_skips(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]:
+def _check_skips(agent: AgentSeen, tasks: Sequence[Task], slack: timedelta) -> Iterator[Violation]:
     """P1: a skip's reason is true."""
     grace = agent.rule.get("misfire_grace_seconds", 60)
     assert isinstance(grace, int | float)
@@ -108,15 +108,15 @@ def _check_skips(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]
             if task.created_at - last < timedelta(seconds=max(grace, 1)):
                 yield Violation("P1", f"skip {task.id} says missed, but its fire was on time")
         if task.skip_reason is SkipReason.OVERLAP and not any(
-            _was_active(other, task.created_at) for other in tasks if other is not task
+            _was_active(other, task.created_at, slack) for other in tasks if other is not task
         ):
             yield Violation("P1", f"skip {task.id} says overlap, but agent {agent.agent_id} was not busy")
 
 
-def _was_active(task: Task, at: datetime) -> bool:
+def _was_active(task: Task, at: datetime, slack: timedelta = timedelta()) -> bool:
     if task.status is TaskStatus.SKIPPED and task.skip_reason is not SkipReason.SUPERSEDED:
         return False
-    return task.created_at <= at and (task.completed_at is None or task.completed_at >= at)
+    return task.created_at <= at + slack and (task.completed_at is None or task.completed_at >= at - slack)
 
 
 def _check_artifacts(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from harness.models import HandoffArtifact, LogChunk, ScheduleState, Task
@@ -69,3 +69,6 @@ class Facts:
     sights: Sequence[Sight]
     #: Containers that bear the store's label, after the quiet period.
     containers_left: Sequence[str] = field(default_factory=tuple)
+    #: How long after the time that it bears a write may come into force, its process having been frozen in between.
+    #: None at all where times are taken under a lock.
+    stamp_slack: timedelta = timedelta()

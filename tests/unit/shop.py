@@ -71,8 +71,12 @@ class Shop:
         except AssertionError:
             raise AssertionError(f"{await self.statuses()} instead of {list(wanted)}") from None
 
-    async def until_status(self, task: Task, status: TaskStatus) -> Task:
+    async def until_status(self, task: Task, status: TaskStatus, *, ticking: bool = True) -> Task:
+        """Wait until a task stands like this; with `ticking` the clock goes on meanwhile, slowly."""
+
         async def holds() -> bool:
+            if ticking:
+                await self.advance(0.1)
             return (await self.store.get_task(task.id)).status is status
 
         await eventually(holds, f"task {task.id} {status}")

@@ -16,6 +16,9 @@ from typing import NamedTuple
 from harness.errors import InvalidInputError
 from harness.models import Claim, FirePlan, NewTask, SkipReason, WhenBusy
 
+#: Candidates looked at beyond a claim's limit, for those that somebody else takes first or that can't be read.
+SPARE_CANDIDATES = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

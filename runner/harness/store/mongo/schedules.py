@@ -8,10 +8,11 @@ were left behind; that two do it at once, or that one does it once more, changes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from harness.errors import AgentNotFoundError
+from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError
 from harness.models import FirePlan, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
 from harness.store.documents import check_page, int64
@@ -20,6 +21,8 @@ from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
 from harness.store.mongo.tasks import MongoTasks
 from harness.store.slots import check_plan
+
+_log = logging.getLogger(__name__)
 
 #: Fields of a schedule whose accepted plan is not carried out yet: the tasks, since when (indexed), and the revision
 #: that came with them.
@@ -158,7 +161,17 @@ class MongoSchedules(MongoTasks):
         """Carry out plans that were accepted by somebody who did not get to it."""
         query = {OUTBOX_SINCE: {"$lte": await self.now() - timedelta(seconds=OUTBOX_GRACE_SECONDS)}}
         left = await self._db.find(SCHEDULES, query, sort=[(OUTBOX_SINCE, 1)], limit=1000)
-        await each(left, lambda item: self._deliver(item["_id"], item[OUTBOX], item[OUTBOX_REVISION]))
+        await each(left, self._finish_outbox)
+
+    async def _finish_outbox(self, schedule: Document) -> None:
+        try:
+            await self._deliver(schedule["_id"], schedule[OUTBOX], schedule[OUTBOX_REVISION])
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            # One record that can't be read must not stop all other schedules.
+            details = {"action": "fire_unreadable", "agent_id": schedule["_id"]}
+            _log.error("a fire of agent %d has no task: %s", schedule["_id"], error, extra=details)
 
     async def _deliver(self, agent_id: int, outbox: Sequence[Document], revision: int) -> list[Task]:
         """Store an outbox's tasks that are not stored yet, and remove it; return those stored by this call."""

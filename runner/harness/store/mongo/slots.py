@@ -13,7 +13,7 @@ from harness.store.documents import int64, to_millis
 from harness.store.mongo.agents import TASKS
 from harness.store.mongo.artifacts import PENDING_ARTIFACT, PENDING_FOR, MongoArtifacts
 from harness.store.mongo.driver import Document, DuplicateKey
-from harness.store.slots import Candidate, Holder, Place, find_place, queue_slot
+from harness.store.slots import Candidate, Holder, Place, find_place, free_slot, queue_slot
 
 #: Fields that say what an active task is up to; each is on just the tasks it is about, so its sparse index stays as
 #: small as the present, however long the history.
@@ -70,10 +70,14 @@ class MongoSlots(MongoArtifacts):
                 return None
             place = find_place(new, taken, is_waited=waiting is not None)
             if place is None:
+                # The fire counts more, and is looked up last: one that got its task at this moment is no conflict.
+                if await self._fired(key) is not None:
+                    return None
                 raise documents.slot_taken(new.agent_id, next(iter(taken.values())))
             replaces = new.when_busy is WhenBusy.REPLACE and not (place.active_slot or new.skip_reason)
             if replaces and (waiting is not None or not has_asked):
-                await self._make_room(taken.values(), waiting)
+                is_busy = free_slot(new.agent_id, new.max_active, taken) is None
+                await self._make_room(taken.values() if is_busy else (), waiting)
                 has_asked = True
                 continue
             task_id = task_id or await self._db.next_number(TASKS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from datetime import datetime
 
-from harness.errors import AgentNotFoundError, StoreError, TaskNotFoundError
+from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
 from harness.store import documents, transitions
 from harness.store.documents import check_page, int64
@@ -14,7 +15,7 @@ from harness.store.mongo.agents import SCHEDULES, TASKS
 from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
 from harness.store.mongo.slots import MongoSlots, task_from
-from harness.store.slots import Candidate, check_new, free_slot, order_of_claims
+from harness.store.slots import SPARE_CANDIDATES, Candidate, check_new, free_slot, order_of_claims
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +76,30 @@ class MongoTasks(MongoSlots):
         if not candidates:
             return []
         holders = await self._holders_of({candidate.agent_id for candidate in candidates})
-        chosen = order_of_claims(candidates, holders, limit=limit)
-        taken = await each(chosen, lambda candidate: self._claim(candidate, claim))
-        return [task for task in taken if task is not None]
+        chosen = iter(order_of_claims(candidates, holders, limit=limit + SPARE_CANDIDATES))
+        claimed: list[Task] = []
+        failed: StoreError | None = None
+        while batch := list(itertools.islice(chosen, limit - len(claimed))):
+            for task, error in await each(batch, lambda candidate: self._claim_or_error(candidate, claim)):
+                claimed += [] if task is None else [task]
+                failed = error or failed
+            if isinstance(failed, StoreUnavailableError):
+                break
+        if failed is not None:
+            # What was claimed must get to its runner: nobody else can have it before its lease runs out. And one record
+            # that can't be read must not keep all others waiting.
+            _log.error("not claimed: %s", failed, extra={"action": "claim_failed"})
+            if isinstance(failed, StoreUnavailableError) and not claimed:
+                raise failed
+        return claimed
+
+    async def _claim_or_error(
+        self, candidate: Candidate, claim: Claim
+    ) -> tuple[Task | None, StoreError | None]:
+        try:
+            return await self._claim(candidate, claim), None
+        except StoreError as error:
+            return None, error
 
     async def _claim(self, candidate: Candidate, claim: Claim) -> Task | None:
         slot = candidate.active_slot
@@ -126,7 +148,7 @@ class MongoTasks(MongoSlots):
         now = await self.now()
         if content is not None:
             # What earlier runs of the agent left goes first: their artifacts must not come after this one.
-            document = await self._db.find_one(TASKS, {"_id": int64(task_id)}) or {}
+            document = await self._db.find_one(TASKS, {"_id": int64(task_id)}, fields=["agent_id"]) or {}
             await self._place_pending_artifacts(document.get("agent_id", 0))
         task = await self._change(
             task_id,

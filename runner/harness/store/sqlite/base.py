@@ -22,4 +22,5 @@ class SqlitePart:
         return self._now()
 
     def _now(self) -> datetime:
+        """Return the time to be written; asked for under the write lock, so that times rise as writes follow."""
         return whole_millis(self._clock.now())

@@ -77,17 +77,17 @@ class SqliteSchedules(SqliteTasks):
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, all of them in one transaction."""
         checked = list(map(check_plan, plans))
-        now = self._now()
 
         def work(db: sqlite3.Connection) -> list[Task]:
             accepted = [plan for plan in checked if _accept(db, plan)]
-            return _store_fires(db, [new for plan in accepted for new in plan.tasks], now)
+            return _store_fires(db, [new for plan in accepted for new in plan.tasks], self._now())
 
         return await self._file.write(work)
 
 
 def _put(db: sqlite3.Connection, fields: dict[str, Any]) -> ScheduleState | None:
     """Store one schedule, if its agent is there and its revision is still the stored one."""
+    fields["agent_id"] = int64(fields["agent_id"])
     raised = fields | {"revision": fields["revision"] + 1}
     if fields["revision"] == 0:
         done = db.execute(_INSERT, [*to_row(raised), fields["agent_id"]])
@@ -111,7 +111,10 @@ def _accept(db: sqlite3.Connection, plan: FirePlan) -> bool:
     """Store the next fire of a plan's schedule, unless somebody else was faster."""
     fields = documents.schedule_document(transitions.fired(plan))
     changes = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
-    return db.execute(_ACCEPT, [*to_row(changes), plan.before.agent_id, plan.before.revision]).rowcount > 0
+    return (
+        db.execute(_ACCEPT, [*to_row(changes), int64(plan.before.agent_id), plan.before.revision]).rowcount
+        > 0
+    )
 
 
 def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime) -> list[Task]:

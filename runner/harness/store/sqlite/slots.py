@@ -11,7 +11,7 @@ from typing import Any
 from harness.models import Claim, NewTask, Task, WhenBusy
 from harness.store import documents, transitions
 from harness.store.documents import int64, to_millis
-from harness.store.slots import Candidate, Holder, Place, find_place, order_of_claims, queue_slot
+from harness.store.slots import Candidate, Holder, Place, find_place, free_slot, order_of_claims, queue_slot
 from harness.store.sqlite.rows import insert_many, json_list, one, to_document, update
 
 _HOLDERS = """
@@ -70,7 +70,7 @@ class TaskWriter:
             and place is not None
             and not (place.active_slot or new.skip_reason)
         ):
-            self._make_room(agent_id)
+            self._make_room(new)
             place = find_place(new, taken, is_waited=False)
         if place is None:
             raise documents.slot_taken(agent_id, next(iter(taken.values())))
@@ -88,11 +88,12 @@ class TaskWriter:
         insert_many(self._db, "tasks", self._rows)
         self._rows.clear()
 
-    def _make_room(self, agent_id: int) -> None:
-        """Ask the tasks in the agent's slots to end, and skip the one that waits."""
+    def _make_room(self, new: NewTask) -> None:
+        """Skip the task that waits, and if no slot is free, ask those that hold them to end."""
         self.flush()
-        taken = self._taken[agent_id]
-        for slot, task_id in list(taken.items()):
+        agent_id, taken = new.agent_id, self._taken[new.agent_id]
+        is_busy = free_slot(agent_id, new.max_active, taken) is None
+        for slot, task_id in list(taken.items()) if is_busy else ():
             task = stored_task(self._db, task_id)
             if task is not None:
                 after = change_task(self._db, task, transitions.cancel(task, self._now))

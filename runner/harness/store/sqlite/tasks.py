@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from harness.errors import TaskNotFoundError
+from harness.errors import StoreError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
-from harness.store.slots import check_new, free_slot
+from harness.store.slots import SPARE_CANDIDATES, check_new, free_slot
 from harness.store.sqlite.artifacts import SqliteArtifacts, insert_next_artifact
 from harness.store.sqlite.rows import check_agent, one
 from harness.store.sqlite.slots import (
@@ -24,6 +25,8 @@ from harness.store.sqlite.slots import (
     stored_task,
     task_from_row,
 )
+
+_log = logging.getLogger(__name__)
 
 #: What a decision makes of a task; None leaves it as it is.
 DecidedT = TypeVar("DecidedT", bound=Task | None)
@@ -44,7 +47,6 @@ class SqliteTasks(SqliteArtifacts):
     async def create_task(self, new: NewTask, *, claim: Claim | None = None) -> Task:
         """Store a task where there is room for it, pending, skipped or already running."""
         check_new(new, claim)
-        now = self._now()
         fire_key = documents.fire_key(new)
 
         def work(db: sqlite3.Connection) -> Task:
@@ -52,7 +54,7 @@ class SqliteTasks(SqliteArtifacts):
             # The fire first: a fire that exists already needs no skip for being busy.
             if fired := one(db, "SELECT id FROM tasks WHERE fire_key = ?", fire_key):
                 raise documents.duplicate_fire(fired["id"], fire_key or "")
-            writer = TaskWriter(db, [new.agent_id], now)
+            writer = TaskWriter(db, [new.agent_id], self._now())
             task = writer.add(new, claim)
             writer.flush()
             # Read back, so that the caller's context is not shared with it.
@@ -106,19 +108,26 @@ class SqliteTasks(SqliteArtifacts):
     async def claim_tasks(self, claim: Claim, *, limit: int) -> Sequence[Task]:
         """Take due tasks, all in one transaction."""
         check_page(limit)
-        now = self._now()
 
         def work(db: sqlite3.Connection) -> list[Task]:
-            claimed = []
-            for candidate in claimable(db, now, limit=limit):
-                task = _existing_task(db, candidate.task_id)
+            now = self._now()
+            claimed: list[Task] = []
+            for candidate in claimable(db, now, limit=limit + SPARE_CANDIDATES):
+                if len(claimed) == limit:
+                    break
+                try:
+                    task = _existing_task(db, candidate.task_id)
+                except StoreError as error:
+                    # One record that can't be read must not keep all others waiting.
+                    _log.error("not claimed: %s", error, extra={"action": "task_unreadable"})
+                    continue
                 after = transitions.claim(task, claim, now)
                 if after is not None:
                     claimed.append(change_task(db, task, after, active_slot=candidate.active_slot))
             return claimed
 
         # Looked for first without the lock that others wait for: most of the time there is nothing to do.
-        if not await self._file.read(lambda db: has_claimable(db, now)):
+        if not await self._file.read(lambda db: has_claimable(db, self._now())):
             return []
         return await self._file.write(work)
 
@@ -130,8 +139,13 @@ class SqliteTasks(SqliteArtifacts):
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""
-        due_at = transitions.lease_end(self._now(), lease_seconds)
-        await self._change(task_id, lambda stored: transitions.extend(stored, task_id, fence, due_at))
+
+        def decide(stored: Task | None) -> Task:
+            due_at = transitions.lease_end(self._now(), lease_seconds)
+            return transitions.extend(stored, task_id, fence, due_at)
+
+        due_at = (await self._change(task_id, decide)).due_at
+        assert due_at is not None
         return due_at
 
     async def record_reason(self, task_id: int, fence: int, reason: Reason, error: str | None = None) -> None:
@@ -144,26 +158,24 @@ class SqliteTasks(SqliteArtifacts):
         self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
     ) -> Task:
         """Write a task's end and its artifact, in one transaction."""
-        now = self._now()
         content = None
         if artifact is not None:
-            content = documents.artifact_content(artifact) | {"created_at": now, "task_id": task_id}
+            content = documents.artifact_content(artifact) | {"task_id": task_id}
         return await self._change(
-            task_id, lambda stored: transitions.finish(stored, task_id, fence, outcome, now), content
+            task_id, lambda stored: transitions.finish(stored, task_id, fence, outcome, self._now()), content
         )
 
     async def retry_task(self, task_id: int, fence: int, outcome: Outcome, *, due_at: datetime) -> Task:
         """End an attempt and let another one follow."""
-        now = self._now()
         return await self._change(
-            task_id, lambda stored: transitions.retry(stored, task_id, fence, outcome, now, due_at=due_at)
+            task_id,
+            lambda stored: transitions.retry(stored, task_id, fence, outcome, self._now(), due_at=due_at),
         )
 
     async def hand_back_task(self, task_id: int, fence: int, error: str) -> Task:
         """End an attempt that its runner can't go on with."""
-        now = self._now()
         return await self._change(
-            task_id, lambda stored: transitions.hand_back(stored, task_id, fence, error, now)
+            task_id, lambda stored: transitions.hand_back(stored, task_id, fence, error, self._now())
         )
 
     async def reopen_task(self, task_id: int, *, due_at: datetime, max_retries: int) -> Task:
@@ -183,11 +195,10 @@ class SqliteTasks(SqliteArtifacts):
 
     async def cancel_task(self, task_id: int) -> Task:
         """Cancel a pending task, or note the wish on a running one."""
-        now = self._now()
 
         def work(db: sqlite3.Connection) -> Task:
             task = _existing_task(db, task_id)
-            return change_task(db, task, transitions.cancel(task, now))
+            return change_task(db, task, transitions.cancel(task, self._now()))
 
         return await self._file.write(work)
 
@@ -201,9 +212,8 @@ class SqliteTasks(SqliteArtifacts):
 
     async def expire_task(self, task: Task, *, retry_at: datetime | None = None) -> Task | None:
         """End a running task whose lease has run out, or its attempt."""
-        now = self._now()
         return await self._change(
-            task.id, lambda stored: transitions.expire(stored, task, now, retry_at=retry_at)
+            task.id, lambda stored: transitions.expire(stored, task, self._now(), retry_at=retry_at)
         )
 
     async def _change(
@@ -221,7 +231,7 @@ class SqliteTasks(SqliteArtifacts):
                 return after
             change_task(db, before, after)
             if artifact is not None:
-                insert_next_artifact(db, after.agent_id, artifact)
+                insert_next_artifact(db, after.agent_id, artifact | {"created_at": after.completed_at})
             return after
 
         return await self._file.write(work)
