@@ -158,7 +158,7 @@ async def test_interrupted_demo_removes_its_container_and_a_kept_one_goes_on(
 
 
 async def test_closing_its_terminal_removes_the_container(tmp_path: Path, lab: Lab) -> None:
-    assert interrupt_in_the_third_run(tmp_path, signal.SIGHUP) == 143
+    assert interrupt_in_the_third_run(tmp_path, signal.SIGHUP) == 129
 
     await assert_nothing_is_left_running(tmp_path, lab)
 
@@ -174,7 +174,7 @@ def interrupt_in_the_third_run(kept: Path, number: signal.Signals) -> int:
                 break
         rest, errors = process.communicate(timeout=60)
     assert "containers left: 0" in rest
-    assert re.fullmatch(r"error: stopped by SIG(INT|TERM)\n", errors)
+    assert re.fullmatch(r"error: stopped by SIG(INT|TERM|HUP)\n", errors)
     return process.returncode
 
 

@@ -49,9 +49,18 @@ async def test_promises_hold_over_a_kill(
 
 
 async def _kill_and_restart(step: str, sandbox: DockerSandbox, image: str, folder: Path) -> None:
-    settings = Settings(data_dir=folder, mongodb_uri=None)
     store = SqliteStore(folder / "harness.db", clock=SystemClock())
     await store.open()
+    try:
+        await _judge_a_kill(step, sandbox, image, folder, store)
+    finally:
+        await store.close()
+
+
+async def _judge_a_kill(
+    step: str, sandbox: DockerSandbox, image: str, folder: Path, store: SqliteStore
+) -> None:
+    settings = Settings(data_dir=folder, mongodb_uri=None)
     used_store_ids.add(store.store_id)
     recorder = Recorder(sandbox.engine.address.url, store.store_id)
     await asyncio.to_thread(recorder.start)
@@ -91,7 +100,6 @@ async def _kill_and_restart(step: str, sandbox: DockerSandbox, image: str, folde
         exit_code = await member.end()
         await asyncio.to_thread(recorder.stop)
     facts = await collect(store, sandbox, recorder.sights)
-    await store.close()
 
     assert (exit_code, member.codes) == (0, []), member.log()
     assert [str(violation) for violation in check(facts)] == [], step

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -46,9 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     keep: Path | None = parser.parse_args(arguments).keep
     prepare_streams()
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        # A terminal that is closed must not leave a container behind that no store knows of.
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         with contextlib.ExitStack() as stack:
             data_dir = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-demo-")))
