@@ -185,13 +185,15 @@ async def _rest(scene: _Scene) -> tuple[int | None, float]:
 
 async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
     """Return whether no task is active, no schedule fires any more, and no container is left."""
-    active = [
-        await store.list_tasks(status=status, limit=1) for status in (TaskStatus.PENDING, TaskStatus.RUNNING)
-    ]
+    # The schedules first: the last fire becomes a task in the moment in which its schedule ends.
     agents = (await store.list_agents(limit=_PAGE)).items
     due = [(await store.get_schedule(agent.id)).state for agent in agents]
-    if any(page.items for page in active) or any(state is None or state.next_fire_at for state in due):
+    if any(state is None or state.next_fire_at for state in due):
         return False
+    # Pending twice: a task that failed between two looks waits for its retry.
+    for status in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.PENDING):
+        if (await store.list_tasks(status=status, limit=1)).items:
+            return False
     return not await sandbox.owned_containers(store.store_id)
 
 
