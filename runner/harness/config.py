@@ -177,6 +177,10 @@ class RetryConfig(_Section):
         ...,
     ] = ("exit_nonzero", "timeout", "out_of_memory", "lost", "sandbox_error")
 
+    def max_retries(self, default: int) -> int:
+        """Return how often a task of the agent is retried at most; `default` where the agent does not say."""
+        return default if self.max_attempts is None else self.max_attempts
+
     @field_validator("on", mode="before")
     @classmethod
     def _lists_come_from_json(cls, value: object) -> object:

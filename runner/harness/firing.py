@@ -147,7 +147,6 @@ def _run(
     schedule = options.schedule
     assert schedule is not None
     catching_up = is_late and schedule.catch_up == "all"
-    asked = options.retry.max_attempts
     return NewTask(
         agent_id=source.agent_id,
         trigger="schedule",
@@ -158,7 +157,7 @@ def _run(
         # Fires that are caught up come in one moment; as overlaps they would skip one another.
         when_busy=WhenBusy.WAIT if catching_up else _WHEN_BUSY[schedule.overlap],
         priority=options.priority,
-        max_retries=retry_max_attempts if asked is None else asked,
+        max_retries=options.retry.max_retries(retry_max_attempts),
     )
 
 

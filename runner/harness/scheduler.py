@@ -265,7 +265,7 @@ class TaskScheduler:
             raise ConflictError(f"task {task_id} is {task.status}; only failed tasks can be retried")
         agent = await store.get_agent(task.agent_id)
         due_at = await store.now() + retry_delay_by_hand(agent.options.retry, task)
-        max_retries = max(task.max_retries, self._max_retries(agent.options))
+        max_retries = max(task.max_retries, agent.options.retry.max_retries(self.retry_max_attempts))
         if force:
             max_retries = max(max_retries, task.retry_count + 1)
         task = await store.reopen_task(task_id, due_at=due_at, max_retries=max_retries)
@@ -369,12 +369,8 @@ class TaskScheduler:
             max_active=options.max_active,
             when_busy=when_busy,
             priority=options.priority,
-            max_retries=self._max_retries(options),
+            max_retries=options.retry.max_retries(self.retry_max_attempts),
         )
-
-    def _max_retries(self, options: AgentConfig) -> int:
-        asked = options.retry.max_attempts
-        return self.retry_max_attempts if asked is None else asked
 
     def _wake(self) -> None:
         """Have both loops look again: what changed may be due at once."""
