@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,11 @@ import pytest
 
 from harness.cli import app
 from harness.cli.app import invoke
-from harness.settings import get_settings
 
 HOURLY = ("--set", "schedule.type=interval", "--set", "schedule.interval_minutes=60")
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("HARNESS_MONGODB_URI", "HARNESS_DOCKER_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HARNESS_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
-    logging.getLogger("harness").handlers.clear()
+pytestmark = pytest.mark.usefixtures("cli_environment")
 
 
 class Cli:
