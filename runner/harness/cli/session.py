@@ -43,7 +43,7 @@ Exit codes:
   2    usage error, or invalid input or settings
   3    no such agent, task or artifact; or a conflict with what is stored
   4    the store or the Docker Engine is not available, or an image is missing
-  130  interrupted by Ctrl+C; 143 terminated; 129 hung up; serve, runner: twice
+  130  interrupted (Ctrl+C), 143 terminated, 129 hung up; services: twice
   141  nobody reads the output"""
 
 _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
