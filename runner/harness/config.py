@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from harness.cron import parse_cron
-from harness.errors import InvalidInputError
+from harness.errors import InvalidInputError, Problem
 from harness.zones import load_zone
 
 MIB = 1024 * 1024
@@ -239,7 +239,9 @@ class AgentConfig(_Section):
         try:
             return cls.model_validate(config)
         except ValidationError as error:
-            raise InvalidInputError(f"config is not valid: {describe_problems(error)}") from error
+            raise InvalidInputError(
+                f"config is not valid: {describe_problems(error)}", problems=list_problems(error)
+            ) from error
 
 
 def describe_problems(error: ValidationError) -> str:
@@ -247,14 +249,19 @@ def describe_problems(error: ValidationError) -> str:
 
     Quotes single values only, and none under ``env``: what an agent's environment holds is secret.
     """
-    lines = []
+    return "; ".join(f"{problem.field or 'value'}: {problem.message}" for problem in list_problems(error))
+
+
+def list_problems(error: ValidationError) -> tuple[Problem, ...]:
+    """Return pydantic's findings, value by value, as `describe_problems` says them."""
+    problems = []
     for problem in error.errors(include_url=False, include_context=False):
-        path = ".".join(str(part) for part in problem["loc"]) or "value"
         # Under a name that is not known here may stand anything, a password too.
         quiet = problem["type"] in ("missing", "extra_forbidden") or "env" in problem["loc"]
         got = "" if quiet else quote_value(problem["input"])
-        lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}{got}")
-    return "; ".join(lines)
+        path = ".".join(str(part) for part in problem["loc"])
+        problems.append(Problem(path, f"{problem['msg'].removeprefix('Value error, ')}{got}"))
+    return tuple(problems)
 
 
 def quote_value(value: object) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.ports import Store
+    from harness.settings import Settings
 
 #: A summary is a line for people; the rest is cut off, as `handoff.save` does inside the sandbox.
 MAX_SUMMARY_CHARS = 2000
@@ -32,6 +33,7 @@ class HandoffManager:
         store: Store | None = None,
         compressor: Compressor | None = None,
         max_state_bytes: int | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """Take what it works with; does no I/O.
 
@@ -40,10 +42,12 @@ class HandoffManager:
             compressor: Makes the state in `compress_context`. None: `DigestCompressor`.
             max_state_bytes: Bound on every state, as compact JSON in UTF-8. None: what the agent's own
                 ``limits.max_state_bytes`` says, else the setting (64 KiB unless changed).
+            settings: Beside a `store`; None: their defaults.
         """
         self._store = store
         self._compressor = compressor or DigestCompressor()
         self._max_state_bytes = max_state_bytes
+        self._settings = settings
 
     async def load_artifact(self, agent_id: int) -> HandoffArtifact | None:
         """Return the newest artifact; None before the first run and after a clear."""
@@ -158,7 +162,8 @@ class HandoffManager:
     async def _resolve(self) -> tuple[Store, int]:
         """Return the store, and the bound for agents that set none."""
         if self._store is not None:
-            return self._store, DEFAULT_MAX_STATE_BYTES
+            settings = self._settings
+            return self._store, DEFAULT_MAX_STATE_BYTES if settings is None else settings.max_state_bytes
         # Only here, so that importing the manager pulls in no database driver.
         from harness.wiring import shared_runtime
 

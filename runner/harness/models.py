@@ -299,6 +299,8 @@ class NewTask(Model):
     #: The schedule's nominal instant. With the agent's id it is unique in the store: a fire becomes one task, or one
     #: skip. None for runs that no schedule asked for.
     fire_at: Instant | None = None
+    #: Unique among the agent's requests: a run that is asked for twice by one key becomes one task.
+    request_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     #: How many tasks of the agent may hold a slot at once: all pending and running ones but those that wait for one.
     max_active: Annotated[int, Field(ge=1, le=1000)] = 1
     when_busy: WhenBusy = WhenBusy.REJECT

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from harness.announce import announce_parts
+from harness.api import LocalApi
 from harness.errors import AddressUnavailableError, HarnessError
 from harness.sandbox.inspection import ping
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.wiring import open_runtime
+from harness_server.endpoint import API, MAX_BODY_BYTES
 from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
-from harness_server.routes import health
+from harness_server.middleware import add_headers, problems, request_ids
+from harness_server.routes import ENDPOINTS, docs, health
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
@@ -36,11 +39,14 @@ OPTIONS = web.AppKey("options", SchedulerOptions)
 
 def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
     """Return an application, not yet started; its start opens the store and starts the scheduler."""
-    app = web.Application()
+    app = web.Application(middlewares=(request_ids, problems), client_max_size=MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[OPTIONS] = options
     app.cleanup_ctx.extend((_runtime, _scheduler))
-    app.add_routes(health.routes)
+    app.on_response_prepare.append(add_headers)
+    app.add_routes([*health.routes, *docs.routes])
+    for endpoints in ENDPOINTS.values():
+        app.add_routes(endpoint.route() for endpoint in endpoints)
     return app
 
 
@@ -58,7 +64,8 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
     settings = app[SETTINGS]
     # First of all: a second server on one address is a mistake, and must neither fire nor run anything.
     with _listen(settings.host, settings.port) as listener:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        # Bodies stay as they are sent: one that unfolds to a gigabyte is refused, not unfolded.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()
@@ -106,6 +113,7 @@ async def _scheduler(app: web.Application) -> AsyncIterator[None]:
             raise HarnessError("it is being stopped")
 
     app[SCHEDULER] = scheduler
+    app[API] = LocalApi(runtime.store, clock=runtime.clock, settings=runtime.settings, scheduler=scheduler)
     app[PROBES] = {
         "store": runtime.store.next_due_at,
         "engine": lambda: ping(runtime.sandbox.engine),

@@ -36,7 +36,7 @@ LAYERS = (
         "lease",
         "output",
     },
-    {"store", "sandbox"},
+    {"api", "store", "sandbox"},
     {"wiring", "testing", "announce"},
     {"", "cli", "demo", "client"},
 )

@@ -265,13 +265,15 @@ def new_task_from(document: Mapping[str, Any]) -> NewTask:
 
 
 def fire_key(new: NewTask) -> str | None:
-    """Return what is unique to a fire; None for a task that no schedule asked for."""
-    return None if new.fire_at is None else f"{new.agent_id}:{render_instant(whole_millis(new.fire_at))}"
+    """Return what is unique to a fire, or to a request that has a key; None for any other task."""
+    if new.fire_at is not None:
+        return f"{new.agent_id}:{render_instant(whole_millis(new.fire_at))}"
+    return None if new.request_key is None else f"{new.agent_id}:key:{new.request_key}"
 
 
 def duplicate_fire(task_id: int, key: str) -> DuplicateFireError:
-    """Return the error for a fire that has a task."""
-    return DuplicateFireError(f"task {task_id} exists already for the fire {key}")
+    """Return the error for a fire, or a request's key, that has a task."""
+    return DuplicateFireError(f"task {task_id} exists already for {key}", task_id=task_id)
 
 
 def slot_taken(agent_id: int, task_id: int) -> AgentBusyError:

@@ -1,1 +1,15 @@
-"""One module per resource, each ending in a `routes` list."""
+"""One module per resource, each ending in a `routes` list; `ENDPOINTS` are all that OpenAPI describes."""
+
+from __future__ import annotations
+
+from harness_server.endpoint import Endpoint
+from harness_server.routes import agents, handoffs, schedules, system, tasks
+
+#: By the tag that groups them on the docs page.
+ENDPOINTS: dict[str, list[Endpoint]] = {
+    "tasks": tasks.routes,
+    "agents": agents.routes,
+    "schedules": schedules.routes,
+    "handoffs": handoffs.routes,
+    "system": system.routes,
+}
