@@ -16,6 +16,7 @@ from docker import APIClient
 from tests.sandboxes import LIMITS, Lab, wait_until
 
 from harness.clock import SystemClock
+from harness.config import MIB
 from harness.errors import EngineUnavailableError
 from harness.models import Reason
 from harness.ports import SandboxLabels, SandboxSpec
@@ -127,6 +128,13 @@ async def test_much_output_comes_through_whole(proxied: Lab) -> None:
 
     assert ran.reason is Reason.COMPLETED
     assert ran.stdout == b"".join(b"%d\n" % n for n in range(200_000))
+
+
+async def test_the_last_words_of_a_program_that_leaves_its_input_unread_come_through(proxied: Lab) -> None:
+    for _ in range(5):
+        ran = await proxied.run(command=("sh", "-c", "echo done"), context={"x": "y" * 4 * MIB})
+
+        assert (ran.reason, ran.stdout) == (Reason.COMPLETED, b"done\n")
 
 
 async def test_a_run_past_its_time_is_stopped_and_one_that_resists_is_killed(proxied: Lab) -> None:

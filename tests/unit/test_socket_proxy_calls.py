@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from docker.types import HostConfig
+from docker.types import HostConfig, Mount
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,7 +77,7 @@ EVERYTHING = HostConfig(
     privileged=True, dns=["8.8.8.8"], dns_search=["x"], volumes_from=["x"], cap_add=["SYS_ADMIN"], devices=["/dev/sda"],
     extra_hosts={"a": "1.2.3.4"}, pid_mode="host", cgroup_parent="/", cpu_quota=1, cpu_period=1, blkio_weight=10,
     group_add=["0"], userns_mode="host", uts_mode="host", sysctls={"net.x": "1"}, volume_driver="x", runtime="other",
-    mounts=[{"Type": "bind"}], device_cgroup_rules=["a"], device_requests=[], init=True, isolation="x",
+    mounts=[Mount("/host", "/")], device_cgroup_rules=["a"], device_requests=[], init=True, isolation="x",
     storage_opt={"size": "1"}, cgroupns="host", auto_remove=True, oom_kill_disable=True, cpuset_cpus="0",
 )  # fmt: skip
 

@@ -34,6 +34,7 @@ def container_arguments(image: str, spec: SandboxSpec) -> dict[str, Any]:
     """Return keyword arguments for the SDK's ``create_container``, all but the name and the host config."""
     return {
         "image": image,
+        "command": None,
         "entrypoint": list(spec.command) if spec.command else None,
         "user": SANDBOX_USER,
         "hostname": "sandbox",
@@ -49,7 +50,7 @@ def container_arguments(image: str, spec: SandboxSpec) -> dict[str, Any]:
 def creation_body(image: str, spec: SandboxSpec, api_version: str) -> dict[str, Any]:
     """Return what the engine is sent to create a container; `harness.sandbox.proxy` lets nothing else through."""
     host = HostConfig(version=api_version, **host_config(spec.limits, spec.network))
-    body = ContainerConfig(api_version, command=None, host_config=host, **container_arguments(image, spec))
+    body = ContainerConfig(api_version, host_config=host, **container_arguments(image, spec))
     # As the SDK's own client does before it sends one.
     return {key: value for key, value in body.items() if value is not None}
 

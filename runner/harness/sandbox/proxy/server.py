@@ -25,7 +25,6 @@ from harness.sandbox.engine import close_stream
 from harness.sandbox.proxy.calls import MIN_API_MINOR, Call, check_call
 from harness.sandbox.proxy.creation import owner_labels
 from harness.sandbox.proxy.request import (
-    MAX_BODY_BYTES,
     MAX_HEAD_BYTES,
     RefusedError,
     Request,
@@ -41,7 +40,7 @@ CHUNK_BYTES = 64 * 1024
 #: Bound on the engine's answer to the question whose a container is: an answer of milliseconds and about 8 KiB.
 ENGINE_TIMEOUT_SECONDS = 30.0
 MAX_INSPECTION_BYTES = 4 * 1024 * 1024
-#: How long a client that was refused may go on sending.
+#: How long a client may go on sending that was refused, or whose container has ended.
 LINGER_SECONDS = 1.0
 #: Containers that are known to be ours. Labels never change and ids are never given again.
 MAX_KNOWN = 10_000
@@ -120,23 +119,28 @@ class SocketProxy:
                 await _answer(writer, 404, f"No such container: {call.container}")
                 return
             container_id = found
-        async with self._engine() as (engine_reader, engine_writer):
-            engine_writer.write(_head(call, container_id, request.version) + call.body)
-            await engine_writer.drain()
-            if call.is_upgrade and await self._switched(engine_reader, writer):
-                await _both_ways((reader, writer), (engine_reader, engine_writer))
+        async with self._engine(_head(call, container_id, request.version) + call.body) as engine:
+            if call.is_upgrade:
+                await self._attach(engine, reader, writer)
             else:
-                await _answer_through(reader, engine_reader, writer)
+                await _answer_through(engine, reader, writer)
 
-    async def _switched(self, engine_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Pass on the head of the answer to an attach; tell whether a raw stream follows it."""
-        try:
-            head = await engine_reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            raise _away(self._engine_socket, "its answer to an attach makes no sense") from error
-        writer.write(head)
+    async def _attach(
+        self, engine: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        answer = bytearray()
+        while b"\r\n\r\n" not in answer and len(answer) < CHUNK_BYTES:
+            data = await _receive(engine)
+            if not data:
+                raise _away(self._engine_socket, "it closed the connection on an attach")
+            answer += data
+        writer.write(answer)
         await writer.drain()
-        return head.startswith(b"HTTP/1.1 101 ")
+        if answer.startswith(b"HTTP/1.1 101 "):
+            await _both_ways(engine, reader, writer)
+            await _let_go(reader, writer)
+        else:
+            await _answer_through(engine, reader, writer)
 
     async def _own_container(self, given: str) -> str | None:
         """Return the full id of a container of ours; None: there is none of that name or id.
@@ -161,17 +165,18 @@ class SocketProxy:
 
     async def _inspect(self, given: str) -> dict[str, Any] | None:
         call = Call("GET", f"/v1.{MIN_API_MINOR}/containers/{given}/json", "")
+        data = bytearray()
         try:
-            async with asyncio.timeout(ENGINE_TIMEOUT_SECONDS), self._engine() as (reader, writer):
-                writer.write(_head(call, "", "1.0"))
-                await writer.drain()
-                head = await reader.readuntil(b"\r\n\r\n")
-                body = bytearray()
-                while len(body) <= MAX_INSPECTION_BYTES and (data := await reader.read(CHUNK_BYTES)):
-                    body += data
+            async with (
+                asyncio.timeout(ENGINE_TIMEOUT_SECONDS),
+                self._engine(_head(call, "", "1.0")) as engine,
+            ):
+                while len(data) <= MAX_INSPECTION_BYTES and (chunk := await _receive(engine)):
+                    data += chunk
+            head, _, body = data.partition(b"\r\n\r\n")
             status = int(head.split(b" ", 2)[1])
             answer = json.loads(body) if status == 200 else {}
-        except (EOFError, TimeoutError, ValueError, asyncio.LimitOverrunError) as error:
+        except (TimeoutError, ValueError, IndexError) as error:
             raise _away(self._engine_socket, f"asked for a container, {error!r}") from error
         if status == 404:
             return None
@@ -180,17 +185,24 @@ class SocketProxy:
         return answer
 
     @asynccontextmanager
-    async def _engine(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def _engine(self, request: bytes) -> AsyncIterator[socket.socket]:
+        """Connect to the engine and send it a request.
+
+        Yields:
+            The bare socket. On a stream of asyncio's, a write that fails takes with it what was not yet read: the last
+            words of a container that ended without reading its input.
+        """
+        engine = socket.socket(socket.AF_UNIX)
         try:
-            reader, writer = await asyncio.open_unix_connection(
-                str(self._engine_socket), limit=2 * CHUNK_BYTES
-            )
-        except OSError as error:
-            raise _away(self._engine_socket, error.strerror or repr(error)) from error
-        try:
-            yield reader, writer
+            engine.setblocking(False)  # noqa: FBT003 - the only way to say it
+            try:
+                await asyncio.get_running_loop().sock_connect(engine, str(self._engine_socket))
+                await asyncio.get_running_loop().sock_sendall(engine, request)
+            except OSError as error:
+                raise _away(self._engine_socket, error.strerror or repr(error)) from error
+            yield engine
         finally:
-            await close_stream(writer)
+            engine.close()
 
 
 def _away(path: Path, reason: str) -> EngineUnavailableError:
@@ -198,10 +210,10 @@ def _away(path: Path, reason: str) -> EngineUnavailableError:
 
 
 async def _answer_through(
-    reader: asyncio.StreamReader, engine_reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    engine: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """Pass on an answer, until the engine closes the connection or the client does."""
-    passing = asyncio.create_task(_pass_on(engine_reader, writer))
+    passing = asyncio.create_task(_pass_down(engine, writer))
     leaving = asyncio.create_task(_until_end(reader))
     try:
         await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -212,16 +224,15 @@ async def _answer_through(
 
 
 async def _both_ways(
-    client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    engine: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    engine: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """Carry a raw stream. The end of one direction is passed on and leaves the other one open.
 
     The client's end is the end of the container's standard input, and output may follow it for hours. The engine's is
     the end of all output; nobody reads standard input then.
     """
-    up = asyncio.create_task(_pass_on(client[0], engine[1]))
-    down = asyncio.create_task(_pass_on(engine[0], client[1]))
+    up = asyncio.create_task(_pass_up(reader, engine))
+    down = asyncio.create_task(_pass_down(engine, writer))
     try:
         await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
         if not down.done():
@@ -231,12 +242,33 @@ async def _both_ways(
         await _cancel(up, down)
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_up(reader: asyncio.StreamReader, engine: socket.socket) -> None:
+    takes = True
     while data := await reader.read(CHUNK_BYTES):
+        if takes:
+            try:
+                await asyncio.get_running_loop().sock_sendall(engine, data)
+            except OSError:
+                # It ended without reading. What it wrote is still to come, and a client that sends has to be let
+                # send: closed over unread bytes, its connection would be reset.
+                takes = False
+    with contextlib.suppress(OSError):
+        engine.shutdown(socket.SHUT_WR)
+
+
+async def _pass_down(engine: socket.socket, writer: asyncio.StreamWriter) -> None:
+    while data := await _receive(engine):
         writer.write(data)
         await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+    writer.write_eof()
+
+
+async def _receive(engine: socket.socket) -> bytes:
+    try:
+        return await asyncio.get_running_loop().sock_recv(engine, CHUNK_BYTES)
+    except ConnectionError:
+        # A Unix socket's peer that left bytes unread; all that it sent was received before.
+        return b""
 
 
 async def _until_end(reader: asyncio.StreamReader) -> None:
@@ -277,13 +309,11 @@ async def _answer(writer: asyncio.StreamWriter, status: int, message: str) -> No
 
 
 async def _let_go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Take what the client still sends, within bounds: closed over unread bytes, it would lose the answer."""
+    """Take what the client still sends, for a moment: closed over unread bytes, it could lose the answer."""
     with contextlib.suppress(OSError, TimeoutError):
         writer.write_eof()
-        left = MAX_BODY_BYTES
         async with asyncio.timeout(LINGER_SECONDS):
-            while left > 0 and (data := await reader.read(CHUNK_BYTES)):
-                left -= len(data)
+            await _until_end(reader)
 
 
 def _listen(url: str) -> tuple[socket.socket, str]:
