@@ -344,9 +344,7 @@ class Store(Protocol):
         Never more than a hundred lines beyond that are kept. Repeated under a driver's retry it may leave out an id.
         """
 
-    async def list_audit(
-        self, *, limit: int = 100, before_id: int | None = None
-    ) -> Sequence[AuditEntry]:
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
         """Return lines of the audit log by falling id; with `before_id`, only those with a lower one."""
 
 

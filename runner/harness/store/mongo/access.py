@@ -67,9 +67,7 @@ class MongoAccess(MongoPart):
             await self._db.delete(AUDIT, {"_id": {"$lte": entry_id - max_entries}})
         return access.audit_from({"id": entry_id, **fields})
 
-    async def list_audit(
-        self, *, limit: int = 100, before_id: int | None = None
-    ) -> Sequence[AuditEntry]:
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
         """Return lines of the audit log by falling id."""
         check_page(limit)
         query: Document = {} if before_id is None else {"_id": {"$lt": int64(before_id)}}

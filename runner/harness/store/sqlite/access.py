@@ -85,9 +85,7 @@ class SqliteAccess(SqlitePart):
 
         return await self._file.write(work)
 
-    async def list_audit(
-        self, *, limit: int = 100, before_id: int | None = None
-    ) -> Sequence[AuditEntry]:
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
         """Return lines of the audit log by falling id."""
         check_page(limit)
         before = int64(2**63 if before_id is None else before_id)
