@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     rate_limit_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     #: Connections that the server holds at a time. Each takes a file descriptor; 1024 are usual for a process.
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 800
-    #: How long the server works on a request, streams and waits for a run's end aside.
+    #: How long a request's body may take to come, and how long the server then works on it, streams and waits for a
+    #: run's end aside.
     request_timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     #: Lines of the audit log that are kept.
     audit_max_entries: Annotated[int, Field(ge=100, le=100_000_000)] = 100_000

@@ -21,7 +21,7 @@ from harness.wiring import open_runtime
 from harness_server.auditing import AUDITOR, Auditor
 from harness_server.auth import GATE, Gate
 from harness_server.bodies import BODIES, LINGER_SECONDS, Bodies
-from harness_server.connections import CONNECTIONS, IDLE_SECONDS, Connections, track_connections
+from harness_server.connections import CONNECTIONS, IDLE_SECONDS, Connections, http_logger, track_connections
 from harness_server.endpoint import API, MAX_BODY_BYTES
 from harness_server.hosts import HOST_RULES, HostRules, check_host
 from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
@@ -51,7 +51,7 @@ def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
     app[SETTINGS] = settings
     app[OPTIONS] = options
     app[CONNECTIONS] = Connections(max_connections=settings.max_connections)
-    app[BODIES] = Bodies()
+    app[BODIES] = Bodies(timeout_seconds=settings.request_timeout_seconds)
     app[HOST_RULES] = HostRules.of(settings)
     app.cleanup_ctx.extend((_runtime, _access, _scheduler))
     app.on_response_prepare.append(add_headers)
@@ -79,6 +79,7 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
         runner = web.AppRunner(
             app,
             access_log=None,
+            logger=http_logger(),
             shutdown_timeout=SHUTDOWN_SECONDS,
             auto_decompress=False,
             lingering_time=LINGER_SECONDS,

@@ -162,10 +162,11 @@ class Gate:
     def _count_failure(self, peer: str, found: TokenText | None) -> None:
         self._check_failures(peer)
         self._failures.take(peer_key(peer))
-        named = "no token of ours" if found is None else f"token {found.token_id}"
-        logger.warning(
-            "refused %s, shown by %s: not valid", named, peer, extra={"action": "token_refused", "peer": peer}
-        )
+        # The number alone: the rest of a text that is almost right is a secret.
+        extra = {"action": "token_refused", "peer": peer}
+        if found is not None:
+            extra["token_id"] = str(found.token_id)
+        logger.warning("a token that is not valid was shown by %s", peer, extra=extra)
 
     async def _touch(self, token: ApiToken) -> None:
         now = await self._store.now()

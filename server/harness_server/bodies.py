@@ -19,8 +19,6 @@ from harness.errors import (
 
 #: Bodies that are held at a time, in bytes, of all requests together.
 TOTAL_BYTES = 256 * 1024 * 1024
-#: How long a body may take, in seconds: the largest needs a line of 4 MBit/s.
-BODY_SECONDS = 60.0
 #: What is never read is thrown away for as long as this, so that the client gets to see the answer.
 LINGER_SECONDS = 2.0
 
@@ -28,8 +26,13 @@ LINGER_SECONDS = 2.0
 class Bodies:
     """The bodies that one server holds."""
 
-    def __init__(self, *, total_bytes: int = TOTAL_BYTES, timeout_seconds: float = BODY_SECONDS) -> None:
-        """Begin with none."""
+    def __init__(self, *, timeout_seconds: float, total_bytes: int = TOTAL_BYTES) -> None:
+        """Begin with none.
+
+        Args:
+            timeout_seconds: How long one may take to come.
+            total_bytes: How much may be held at a time.
+        """
         self._total_bytes = total_bytes
         self._timeout_seconds = timeout_seconds
         #: What is held now.

@@ -8,22 +8,33 @@ time. When there is no room for a new connection, the one that has waited longes
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
+
+from harness_server.ratelimit import TokenBuckets
 
 #: How long a request's head may take, from its first byte or, on a new connection, from its beginning.
 HEAD_SECONDS = 10.0
 #: How long a connection may idle between requests; longer than clients keep theirs.
 IDLE_SECONDS = 75.0
-#: How long a client may read nothing while something waits for it.
+#: A client for which more waits than sockets hold has to read this many bytes each time.
+STALL_BYTES = 64 * 1024
 STALL_SECONDS = 60.0
 
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
+
+
+#: Lines about requests that are no HTTP, at once and per second; who sends some may send many.
+_MALFORMED_AT_ONCE = 20
+_MALFORMED_PER_SECOND = 0.1
 
 
 class Connections:
@@ -142,7 +153,7 @@ class _Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self._transport is None:
             return
-        self._stall = self._loop.call_later(self._connections.stall_seconds, self.drop)
+        self._watch_reader()
         self._http.pause_writing()
 
     def resume_writing(self) -> None:
@@ -152,6 +163,18 @@ class _Connection(asyncio.Protocol):
             self._stall.cancel()
             self._stall = None
         self._http.resume_writing()
+
+    def _watch_reader(self) -> None:
+        assert self._transport is not None
+        unread_bytes = self._transport.get_write_buffer_size()
+        self._stall = self._loop.call_later(self._connections.stall_seconds, self._check_reader, unread_bytes)
+
+    def _check_reader(self, unread_bytes: int) -> None:
+        assert self._transport is not None
+        if unread_bytes - self._transport.get_write_buffer_size() < STALL_BYTES:
+            self.drop()
+        else:
+            self._watch_reader()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is None:
@@ -197,3 +220,29 @@ class _Connection(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def http_logger() -> logging.Logger:
+    """Return what aiohttp logs to: requests that are no HTTP take one line each, without what was in them."""
+    logger = logging.getLogger("harness_server.http")
+    logger.filters[:] = [_MalformedFilter()]
+    return logger
+
+
+class _MalformedFilter(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = TokenBuckets(
+            per_second=_MALFORMED_PER_SECOND, burst=_MALFORMED_AT_ONCE, monotonic=time.monotonic
+        )
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        # aiohttp's words, and the traceback, quote the line at fault, which may be the one with the token.
+        record.exc_info = None
+        record.msg, record.args = "a request that is no HTTP was refused (%s)", (type(error).__name__,)
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.action = "request_malformed"
+        return self._lines.take("malformed").is_granted
