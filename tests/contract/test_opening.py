@@ -9,9 +9,11 @@ import pytest
 from tests.contract.places import Place, claim, completed, draft, new_task, running_task, state
 from tests.contract.processes import start_process
 
+from harness.audit import AuditDraft
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
+from harness.tokens import TokenDraft, hash_secret
 
 
 def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
@@ -52,6 +54,14 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "newest_artifact": store.newest_artifact(1),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
+        "create_token": store.create_token(TokenDraft(name="ci", scope="run"), hash_secret("s")),
+        "find_token": store.find_token(1),
+        "has_tokens": store.has_tokens(),
+        "list_tokens": store.list_tokens(),
+        "revoke_token": store.revoke_token(1),
+        "touch_token": store.touch_token(1),
+        "append_audit": store.append_audit(AuditDraft(actor="ci", action="x", status=200), max_entries=9),
+        "list_audit": store.list_audit(),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from harness.audit import AuditEntry
 from harness.models import (
     Agent,
     AgentDraft,
@@ -21,6 +22,7 @@ from harness.models import (
     Task,
     TaskStatus,
 )
+from harness.tokens import ApiToken
 
 #: Longest list that one answer holds.
 MAX_LIMIT = 1000
@@ -332,6 +334,34 @@ class SystemResources(Model):
     memory_percent: float
     cpu_count: int
     cpu_percent: float
+
+
+class TokenPage(Model):
+    """Tokens by falling id."""
+
+    tokens: tuple[ApiToken, ...]
+    total_count: int
+    limit: int
+    offset: int
+
+    @classmethod
+    def of(cls, page: Page[ApiToken]) -> Self:
+        """Wrap a page."""
+        return cls(tokens=page.items, total_count=page.total_count, limit=page.limit, offset=page.offset)
+
+
+class AuditQuery(Model):
+    """Which part of the audit log."""
+
+    limit: Limit = 100
+    #: Only lower ids; the last one of a page gives the next page.
+    before_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+
+
+class AuditPage(Model):
+    """Who changed what, by falling id."""
+
+    entries: tuple[AuditEntry, ...]
 
 
 class LogQuery(Model):

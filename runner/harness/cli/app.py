@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import agents, doctor, handoff, images, run, runner, schedule, socketproxy, tasks
+from harness.cli import (
+    agents,
+    audit,
+    doctor,
+    handoff,
+    images,
+    run,
+    runner,
+    schedule,
+    socketproxy,
+    tasks,
+    tokens,
+)
 from harness.cli.render import note
 from harness.cli.session import (
     EXIT_BROKEN_PIPE,
@@ -83,6 +95,8 @@ def build_app() -> typer.Typer:
     app.add_typer(handoff.app, name="handoff")
     app.add_typer(images.app, name="images")
     app.add_typer(schedule.app, name="schedule")
+    app.add_typer(tokens.app, name="tokens")
+    app.command("audit")(audit.audit)
     app.command("runner")(runner.runner)
     app.command("socket-proxy")(socketproxy.socket_proxy)
     app.command("doctor")(doctor.doctor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pwd
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -163,6 +164,15 @@ async def find_agent(store: Store, reference: str) -> Agent:
         return await store.get_agent(int(reference))
     check_text(reference, what="AGENT")
     return await store.find_agent(reference)
+
+
+def user_name() -> str:
+    """Return who runs this command, for records."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        # A container's made-up user id has no entry in the password file.
+        return f"uid {os.getuid()}"
 
 
 def check_text(value: str, *, what: str) -> None:

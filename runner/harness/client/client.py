@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.api.values import (
     AgentPage,
+    AuditPage,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
@@ -20,10 +21,13 @@ from harness.api.values import (
     SystemResources,
     TaskIds,
     TaskPage,
+    TokenPage,
 )
+from harness.audit import AuditEntry
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, render_instant
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -242,6 +246,26 @@ class HarnessClient:
     async def system_resources(self) -> SystemResources:
         """Return what the server's machine has."""
         return await self._ask(SystemResources, "GET", "/api/system/resources")
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token."""
+        return await self._ask(CreatedToken, "POST", "/api/tokens", body=draft.model_dump(mode="json"))
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id."""
+        page = await self._ask(TokenPage, "GET", "/api/tokens", query={"limit": limit, "offset": offset})
+        return Page(page.tokens, page.total_count, page.limit, page.offset)
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on."""
+        return await self._ask(ApiToken, "DELETE", f"/api/tokens/{token_id}")
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id."""
+        query = {"limit": limit, "before_id": before_id}
+        return (await self._ask(AuditPage, "GET", "/api/audit", query=query)).entries
 
     async def _ask(self, model: type[ModelT], method: str, path: str, **given: Any) -> ModelT:
         """Exchange a request for a model."""

@@ -76,6 +76,18 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
 
+#: Made by this release also in a file that an older one made, which goes on to work with it.
+_LATER_TABLES = (
+    # AUTOINCREMENT: a number is never used twice, nor is what was said about it taken for another's.
+    """CREATE TABLE IF NOT EXISTS tokens (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, scope TEXT NOT NULL, secret_hash TEXT NOT NULL,
+        created_at INTEGER NOT NULL, expires_at INTEGER, last_used_at INTEGER, revoked_at INTEGER)""",
+    """CREATE TABLE IF NOT EXISTS audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, token_id INTEGER, actor TEXT NOT NULL,
+        peer TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, made TEXT, status INTEGER NOT NULL,
+        request_id TEXT NOT NULL)""",
+)
+
 T = TypeVar("T")
 
 
@@ -198,6 +210,7 @@ class SqliteFile:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
+            _add_later_parts(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -273,6 +286,11 @@ class SqliteFile:
             case sqlite3.SQLITE_TOOBIG:
                 return InvalidInputError(f"a value is too large for the store {name} ({error})")
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
+
+
+def _add_later_parts(connection: sqlite3.Connection) -> None:
+    for statement in _LATER_TABLES:
+        connection.execute(statement)
 
 
 def _primary_code(error: sqlite3.Error) -> int:
