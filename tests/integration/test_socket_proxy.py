@@ -25,7 +25,7 @@ from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.sandbox.hostconfig import container_labels, container_name, creation_body
 from harness.sandbox.inspection import container_limits, engine_facts, has_image, ping
 from harness.sandbox.locate import find_engine
-from harness.sandbox.proxy.server import SocketProxy
+from harness.sandbox.proxy.server import CHUNK_BYTES, SocketProxy
 from harness.sandbox.session import DockerSession
 from harness.settings import Settings
 from harness.wiring import make_sandbox
@@ -302,6 +302,30 @@ async def test_a_request_behind_an_attach_that_the_engine_turns_down_is_never_ma
 
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert (await lab.inspect(foreign))["Id"] == foreign
+
+
+async def test_a_client_that_does_not_read_stalls_the_container_and_fills_no_memory(
+    sandbox_image: str, no_container_is_left: None
+) -> None:
+    proxy = SocketProxy(engine_socket())
+    async with proxy.listening("tcp://127.0.0.1:0") as url:
+        sandbox = make_sandbox(Settings(docker_host=url), SystemClock())
+        lab = Lab(sandbox, sandbox_image)
+        # Its stream is opened, and never read.
+        async with sandbox.open(lab.spec(("yes",))) as session:
+            cpu_seconds = [-1.0]
+
+            async def is_stalled() -> bool:
+                stats = await sandbox.engine.call(
+                    APIClient.stats, session.container_id, stream=False, one_shot=True
+                )
+                cpu_seconds.append(stats["cpu_stats"]["cpu_usage"]["total_usage"])
+                return cpu_seconds[-1] == cpu_seconds[-2]
+
+            await wait_until(is_stalled, what="a container that waits for its reader")
+            held = [writer.transport.get_write_buffer_size() for writer in proxy._connections.values()]
+            assert max(held) <= 2 * CHUNK_BYTES
+        await sandbox.close()
 
 
 async def test_connections_past_the_bound_are_told_so(tmp_path: Path) -> None:
