@@ -34,7 +34,7 @@ def compose_command() -> list[str]:
 
 
 def compose(
-    *arguments: str, variables: dict[str, str], files: tuple[Path, ...] = (), timeout_seconds: float = 50
+    *arguments: str, variables: dict[str, str], files: tuple[Path, ...] = (), timeout_seconds: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run it on compose.yaml, with no variables but these."""
     kept = ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONFIG")

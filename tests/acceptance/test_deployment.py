@@ -143,12 +143,15 @@ def _python_version(client: APIClient, base: str) -> str:
 
 
 @pytest.mark.timeout(300)  # Builds three images and starts three containers; about 40 s on two free cores.
-async def test_the_images_run_agents_through_the_proxy_and_are_healthy(deployment: Deployment) -> None:
+async def test_the_images_run_agents_through_the_proxy_and_are_healthy(
+    deployment: Deployment, sandbox_image: str
+) -> None:
     refused = compose(
         "run", "--rm", "-T", "server", "serve", variables=deployment.variables, files=(deployment.override,)
     )
     assert "harness tokens create" in refused.stdout + refused.stderr
 
+    assert sandbox_image in deployment.compose("run", "--rm", "-T", "images")
     made = deployment.compose(
         "run", "--rm", "-T", "server", "tokens", "create", "admin", "--scope", "admin", "--json"
     )

@@ -38,7 +38,9 @@ async def test_a_server_works_through_a_proxy_that_is_a_process_of_its_own(site:
     assert not socket.exists()
 
 
-async def test_a_socket_that_a_killed_proxy_left_is_taken_over(site: Site) -> None:
+async def test_a_socket_that_a_killed_proxy_left_is_taken_over_and_that_of_a_living_one_is_not(
+    site: Site,
+) -> None:
     arguments = (
         "socket-proxy",
         "--listen",
@@ -53,7 +55,10 @@ async def test_a_socket_that_a_killed_proxy_left_is_taken_over(site: Site) -> No
 
     proxy = site.start(*arguments)
     await proxy.url()
+    late = site.start(*arguments)
 
+    assert await late.ended() == 1
+    assert "in use" in late.events("failed")[0]["message"]
     assert await proxy.stop() == 0
 
 

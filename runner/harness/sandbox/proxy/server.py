@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -33,8 +35,8 @@ from harness.sandbox.proxy.request import (
 
 logger = logging.getLogger(__name__)
 
-#: Connections at a time. A run has one for as long as it lasts.
-MAX_CONNECTIONS = 1024
+#: Connections at a time; a run has one for as long as it lasts. Each takes two file descriptors, of 1024 as a rule.
+MAX_CONNECTIONS = 480
 #: Bytes read at a time, each way; a side that does not take them stalls the other one, and nothing piles up here.
 CHUNK_BYTES = 64 * 1024
 #: Bound on the engine's answer to the question whose a container is: an answer of milliseconds and about 8 KiB.
@@ -42,6 +44,8 @@ ENGINE_TIMEOUT_SECONDS = 30.0
 MAX_INSPECTION_BYTES = 4 * 1024 * 1024
 #: How long a client may go on sending that was refused, or whose container has ended.
 LINGER_SECONDS = 1.0
+#: Bound on the question whether somebody listens at a Unix socket already.
+PROBE_TIMEOUT_SECONDS = 1.0
 #: Containers that are known to be ours. Labels never change and ids are never given again.
 MAX_KNOWN = 10_000
 
@@ -339,8 +343,7 @@ def _listen_at_path(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
         if path.is_socket():
-            # What a killed predecessor left; a living one keeps its socket's name no longer, and is not in the way.
-            path.unlink()
+            _remove_dead_socket(path)
         listener.bind(str(path))
         path.chmod(0o660)
         listener.listen(256)
@@ -348,3 +351,19 @@ def _listen_at_path(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _remove_dead_socket(path: Path) -> None:
+    """Take away what a killed predecessor left.
+
+    Raises:
+        OSError: Somebody listens there.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_TIMEOUT_SECONDS)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
