@@ -25,6 +25,7 @@ LAYERS = (
         "compression",
         "handoff",
         "resources",
+        "firelog",
         "firing",
         "polling",
         "retry",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.errors import InvalidInputError
-from harness.models import Claim, FirePlan, NewTask, SkipReason, WhenBusy
+from harness.models import Claim, FirePlan, NewTask, ScheduleState, SkipReason, WhenBusy
 
 #: Candidates looked at beyond a claim's limit, for those that somebody else takes first or that can't be read.
 SPARE_CANDIDATES = 100
@@ -106,6 +106,22 @@ def check_plan(plan: FirePlan) -> FirePlan:
         for new in plan.tasks
     )
     return plan.model_copy(update={"tasks": tuple(tasks)})
+
+
+def check_skips(states: Iterable[ScheduleState], skips: Sequence[NewTask]) -> Sequence[NewTask]:
+    """Return skips fit to be stored with the schedules that they are of.
+
+    Raises:
+        InvalidInputError: One is of another agent, is none, or has no `fire_at`.
+    """
+    agent_ids = {state.agent_id for state in states}
+    for new in skips:
+        if new.agent_id not in agent_ids or new.fire_at is None or new.skip_reason is None:
+            raise InvalidInputError(
+                f"a fire of agent {new.agent_id} at {new.fire_at} can't be stored with the schedules of agents "
+                f"{sorted(agent_ids)}: each is of one of them, and has a fire_at and a skip_reason"
+            )
+    return skips
 
 
 class Candidate(NamedTuple):

@@ -86,10 +86,12 @@ class MongoSlots(MongoArtifacts):
             try:
                 await self._db.insert(TASKS, document)
             except DuplicateKey:
-                if await self._fired(key) is not None:
-                    return None
-                # Somebody else has the slot or the place in the queue; or had it, and the next try succeeds.
-                continue
+                # The number is this call's alone: the driver repeated an insert whose answer was lost.
+                if await self._db.find_one(TASKS, {"_id": task_id}, fields=["_id"]) is None:
+                    if await self._fired(key) is not None:
+                        return None
+                    # Somebody else has the slot or the place in the queue; or had it, and the next try succeeds.
+                    continue
             try:
                 await self._check_agent(new.agent_id, usable=True)
             except AgentNotFoundError:

@@ -187,6 +187,8 @@ class MongoTasks(MongoSlots):
         while True:
             document, before = await self._existing(task_id)
             again = transitions.reopen(before, due_at, max_retries)
+            if again is before:
+                return again
             taken = await self._holders(before.agent_id)
             slot = free_slot(before.agent_id, document["max_active"], taken)
             if slot is None:

@@ -62,7 +62,7 @@ _SCHEMA = (
     """CREATE TABLE schedules (
         agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE, agent_version INTEGER NOT NULL,
         next_fire_at INTEGER, due_at INTEGER, anchor_at INTEGER NOT NULL, last_fire_at INTEGER,
-        paused INTEGER NOT NULL, removed INTEGER NOT NULL, revision INTEGER NOT NULL)""",
+        paused INTEGER NOT NULL, removed INTEGER NOT NULL, rule TEXT, revision INTEGER NOT NULL)""",
     "CREATE INDEX schedules_by_due ON schedules (due_at) WHERE due_at IS NOT NULL",
     # Agents whose schedule has to be computed. A table, since a mark in an agent's row would rewrite its code.
     "CREATE TABLE unsynced (agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE)",
@@ -75,6 +75,9 @@ _SCHEMA = (
         task_id INTEGER UNIQUE, cleared INTEGER NOT NULL, PRIMARY KEY (agent_id, version))""",
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
+
+#: Columns that came later; a file made before gets them when it is opened. Older releases don't mind them.
+_ADDED_COLUMNS = (("schedules", "rule", "TEXT"),)
 
 T = TypeVar("T")
 
@@ -198,6 +201,10 @@ class SqliteFile:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
+            for table, name, kind in _ADDED_COLUMNS:
+                columns = connection.execute(f"PRAGMA table_info({table})")
+                if all(column["name"] != name for column in columns):
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -11,7 +11,7 @@ from harness.errors import AgentNotFoundError
 from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
-from harness.store.slots import check_plan
+from harness.store.slots import check_plan, check_skips
 from harness.store.sqlite.rows import json_list, one, to_row
 from harness.store.sqlite.slots import TaskWriter
 from harness.store.sqlite.tasks import SqliteTasks
@@ -55,13 +55,18 @@ class SqliteSchedules(SqliteTasks):
             raise AgentNotFoundError(f"there is no agent {agent_id}")
         return _source(row)
 
-    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
-        """Store schedules whose revision nobody changed."""
+    async def put_schedules(
+        self, states: Sequence[ScheduleState], *, skips: Sequence[NewTask] = ()
+    ) -> Sequence[ScheduleState]:
+        """Store schedules whose revision nobody changed, and the fires they skip by that, in one transaction."""
         rows = [documents.schedule_document(state) for state in states]
+        checked = check_skips(states, skips)
 
         def work(db: sqlite3.Connection) -> list[ScheduleState]:
             stored = [raised for fields in rows if (raised := _put(db, fields))]
-            _update_marks(db, (state.agent_id for state in stored))
+            agent_ids = {state.agent_id for state in stored}
+            _store_fires(db, [new for new in checked if new.agent_id in agent_ids], self._now())
+            _update_marks(db, agent_ids)
             return stored
 
         return await self._file.write(work)

@@ -184,6 +184,8 @@ class SqliteTasks(SqliteArtifacts):
         def work(db: sqlite3.Connection) -> Task:
             task = _existing_task(db, task_id)
             again = transitions.reopen(task, due_at, max_retries)
+            if again is task:
+                return task
             check_agent(db, task.agent_id, usable=True)
             taken = held_slots(db, task.agent_id)
             slot = free_slot(task.agent_id, max_active_of(db, task_id), taken)
