@@ -31,6 +31,8 @@ from harness.models import Task, TaskStatus
 from harness.ports import Sandbox, Store
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
+from harness.store.mongo import MongoStore
+from harness.store.mongo.schedules import OUTBOX_SINCE
 from harness.testing import FakeSandbox
 from harness.wiring import make_sandbox, make_store
 
@@ -189,17 +191,24 @@ async def _rest(scene: _Scene) -> tuple[int | None, float]:
 
 
 async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
-    """Return whether no task is active, no schedule fires any more, and no container is left."""
+    """Return whether no task is active, no schedule fires any more or has fires on their way, and no container is left."""
     # The schedules first: the last fire becomes a task in the moment in which its schedule ends.
     agents = (await store.list_agents(limit=_PAGE)).items
     due = [(await store.get_schedule(agent.id)).state for agent in agents]
-    if any(state is None or state.next_fire_at for state in due):
+    if any(state is None or state.next_fire_at for state in due) or await _has_outbox(store):
         return False
     # Pending twice: a task that failed between two looks waits for its retry.
     for status in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.PENDING):
         if (await store.list_tasks(status=status, limit=1)).items:
             return False
     return not await sandbox.owned_containers(store.store_id)
+
+
+async def _has_outbox(store: Store) -> bool:
+    if not isinstance(store, MongoStore):
+        return False
+    query = {OUTBOX_SINCE: {"$gt": datetime.fromtimestamp(0, UTC)}}
+    return await store._db.find_one("schedules", query, fields=["_id"]) is not None
 
 
 async def collect(
