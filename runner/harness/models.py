@@ -112,7 +112,7 @@ class SkipReason(StrEnum):
 
 
 class WhenBusy(StrEnum):
-    """What happens to a new task that finds none of its slots free."""
+    """What happens to a new task that finds none of its slots free; those that others wait for are not."""
 
     #: `AgentBusyError`.
     REJECT = "reject"

@@ -123,7 +123,8 @@ class Store(Protocol):
         """Store a task: pending, or with a `claim` already running under fence 1 with its first attempt begun.
 
         A task holds one of its agent's `max_active` slots from here to its final write, also while it waits for a
-        retry; `when_busy` says what happens when none is free. A claim needs `WhenBusy.REJECT`.
+        retry; `when_busy` says what happens when none is free. A slot is not free for a new task while another one
+        waits for it: nobody is overtaken between the end of a run and the next claim. A claim needs `WhenBusy.REJECT`.
 
         Repeated, a fire is a `DuplicateFireError`, and any other task a second one, for which there may be no slot. A
         task that was claimed here and that nobody heard of is lost when its lease runs out.
@@ -226,7 +227,7 @@ class Store(Protocol):
         Raises:
             TaskNotFoundError: There is no such task.
             ConflictError: It did not fail, or its `retry_count` has reached `max_retries`; the message says which.
-            AgentBusyError: No slot of its agent is free.
+            AgentBusyError: No slot of its agent is free, or others wait for those that are.
         """
 
     async def cancel_task(self, task_id: int) -> Task:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from harness.aio import uninterrupted
+from harness.clockwatch import ClockWatch
 from harness.config import AgentConfig
 from harness.errors import AgentNotFoundError, ConflictError, DuplicateFireError, InvalidInputError
 from harness.executor import AgentExecutor
@@ -291,9 +292,10 @@ class TaskScheduler:
     # Firing
 
     async def _fire_forever(self, store: Store, clock: Clock, pause: Pause) -> None:
-        outage = Outage(clock, "firing", "firing")
+        outage, watch = Outage(clock, "firing", "firing"), ClockWatch(clock)
         while not self._closing:
             try:
+                watch.look(await store.now())
                 await self._sync(store)
                 again = await self._fire_due(store)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other schedules must go on

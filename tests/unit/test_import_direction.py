@@ -25,6 +25,7 @@ LAYERS = (
         "compression",
         "handoff",
         "resources",
+        "clockwatch",
         "firelog",
         "firing",
         "polling",
