@@ -293,6 +293,9 @@ class Store(Protocol):
     async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
         """Return schedules whose `due_at` has passed, earliest first, with their agents' config and version."""
 
+    async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
+        """Return the schedules in force, those that are due next first; the count is of all of them."""
+
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, each to its end once it is begun, however it is cut.
 

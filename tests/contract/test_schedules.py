@@ -250,6 +250,25 @@ async def test_schedules_are_due_earliest_first(place: Place, store: Store) -> N
         await store.due_schedules(limit=0)
 
 
+async def test_the_schedules_in_force_are_counted_and_come_by_their_next_fires(store: Store) -> None:
+    now = await store.now()
+    for name, seconds in (("a", 20), ("b", 10), ("c", 3600), ("d", None), ("e", -5)):
+        agent = await store.create_agent(draft(name, config=CRON))
+        at = None if seconds is None else now + timedelta(seconds=seconds)
+        await put_schedule(
+            store, agent_id=agent.id, agent_version=1, next_fire_at=at, due_at=at, anchor_at=now
+        )
+    await store.create_agent(draft("not taken up yet", config=CRON))
+
+    page = await store.next_schedules(limit=3)
+
+    assert ([state.agent_id for state in page.items], page.total_count, page.limit) == ([5, 2, 1], 4, 3)
+    assert page.items[0] == (await store.get_schedule(5)).state
+    assert len((await store.next_schedules()).items) == 4
+    with pytest.raises(InvalidInputError, match="limit"):
+        await store.next_schedules(limit=0)
+
+
 async def test_a_plan_becomes_a_task_and_the_next_fire(place: Place, store: Store) -> None:
     state = await scheduled_agent(store)
     await place.clock.advance(1)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError
-from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, Task
+from harness.models import FirePlan, NewTask, Page, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
-from harness.store.documents import check_page, int64
+from harness.store.documents import check_page, from_millis, int64
 from harness.store.mongo.agents import AGENTS, SCHEDULES, TASKS, UNSYNCED
 from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
@@ -130,6 +130,15 @@ class MongoSchedules(MongoTasks):
             for schedule in found
             if (agent := by_id.get(schedule["_id"])) is not None and not agent.get("deleting")
         ]
+
+    async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
+        """Return the schedules in force, those that are due next first."""
+        check_page(limit)
+        query = {"due_at": {"$gt": from_millis(0)}}
+        order = [("due_at", 1), ("_id", 1)]
+        fields = [*ScheduleState.model_fields]
+        found = await self._db.find(SCHEDULES, query, sort=order, limit=limit, fields=fields)
+        return Page(tuple(map(_state, found)), await self._db.count(SCHEDULES, query), limit, 0)
 
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, each on its own."""
