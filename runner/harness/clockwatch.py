@@ -36,7 +36,7 @@ class ClockWatch:
         extra = {"action": "clock_stepped", "seconds": round(seconds, 3)}
         if seconds < 0:
             text = "the store's clock was set back by %.1f s: nothing fires until it shows %s again"
-            logger.warning(text, -seconds, render_instant(expected), extra=extra)
+            logger.warning(text, -seconds, render_instant(expected.replace(microsecond=0)), extra=extra)
         else:
             text = "the store's clock went forward by %.1f s, set or after a sleep: fires in between are late or missed"
             logger.warning(text, seconds, extra=extra)

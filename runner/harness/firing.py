@@ -89,6 +89,8 @@ def overdue(
 ) -> FirePlan | None:
     """Plan what the rule that was in force until now still owes, where another takes its place; None: nothing.
 
+    A fire that its jitter puts off becomes a task at once, which starts when it is due.
+
     Args:
         source: An agent that changed since its schedule was computed.
         now: By the store's clock.
@@ -96,7 +98,7 @@ def overdue(
         changes: As for `synced`.
     """
     state = source.state
-    if state is None or state.rule is None or state.due_at is None or state.due_at > now:
+    if state is None or state.rule is None or state.next_fire_at is None or state.next_fire_at > now:
         return None
     if state.rule == source.config.get("schedule"):
         return None

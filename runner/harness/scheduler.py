@@ -322,10 +322,7 @@ class TaskScheduler:
 
     async def _settled(self, store: Store, source: ScheduleSource, now: datetime) -> ScheduleSource | None:
         """Return an agent with nothing due by a rule that it has no more; None when it is gone."""
-        try:
-            plan = overdue(source, now, retry_max_attempts=self.retry_max_attempts)
-        except InvalidInputError:
-            return source
+        plan = self._overdue_or_nothing(source, now)
         if plan is None:
             return source
         await self._carry_out(store, [plan])
@@ -360,6 +357,16 @@ class TaskScheduler:
             return plan_nothing(source, now)
         except Exception:
             # It stays due. What is wrong with one schedule must not keep the others from firing.
+            logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
+            return None
+
+    def _overdue_or_nothing(self, source: ScheduleSource, now: datetime) -> FirePlan | None:
+        try:
+            return overdue(source, now, retry_max_attempts=self.retry_max_attempts)
+        except InvalidInputError:
+            # The config is not valid any more, which `_synced_or_off` says.
+            return None
+        except Exception:
             logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
             return None
 

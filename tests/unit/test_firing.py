@@ -291,6 +291,19 @@ def test_what_is_due_at_a_change_of_the_rule_is_due_by_the_old_one(change: dict[
     assert state.next_fire_at is None or state.next_fire_at > after(5.5)
 
 
+def test_a_fire_that_its_jitter_puts_off_is_due_by_the_old_rule_too() -> None:
+    before = in_force(interval_minutes=60, jitter_seconds=1800).state
+    assert before is not None
+    assert before.due_at is not None
+    just_before = before.due_at - timedelta(milliseconds=1)
+
+    owed = overdue(source(before, version=2), just_before, retry_max_attempts=3)
+
+    assert owed is not None
+    (task,) = owed.tasks
+    assert (task.fire_at, task.due_at, task.skip_reason) == (after(60), before.due_at, None)
+
+
 @pytest.mark.parametrize("minutes", [0.9, 1.5])
 def test_a_change_beside_the_rule_leaves_what_is_due_to_the_scheduler(minutes: float) -> None:
     changed = source(in_force().state, version=2, priority=3)

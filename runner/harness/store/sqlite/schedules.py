@@ -65,7 +65,8 @@ class SqliteSchedules(SqliteTasks):
         def work(db: sqlite3.Connection) -> list[ScheduleState]:
             stored = [raised for fields in rows if (raised := _put(db, fields))]
             agent_ids = {state.agent_id for state in stored}
-            _store_fires(db, [new for new in checked if new.agent_id in agent_ids], self._now())
+            if checked:
+                _store_fires(db, [new for new in checked if new.agent_id in agent_ids], self._now())
             _update_marks(db, agent_ids)
             return stored
 
