@@ -7,7 +7,8 @@ dicts of these. JSON that users own (config, state, context) stands in it as can
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from harness.models import (
     AgentDraft,
     Attempt,
     HandoffArtifact,
+    LoadedAgent,
     LogChunk,
     NewArtifact,
     NewTask,
@@ -60,6 +62,8 @@ MAX_TEXT_LENGTH = 8192
 SCHEDULE_INSTANTS = ("next_fire_at", "due_at", "anchor_at", "last_fire_at")
 
 _INT64 = 2**63
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -391,3 +395,26 @@ def artifact_from(document: Mapping[str, Any]) -> HandoffArtifact:
         return HandoffArtifact.model_validate(fields)
 
     return readable("handoff artifact of agent", document["agent_id"], build)
+
+
+def loaded_agents(
+    agents: Iterable[Mapping[str, Any]], artifacts: Iterable[Mapping[str, Any]]
+) -> dict[int, LoadedAgent]:
+    """Return agents by id, each with the one artifact there is of it; what can't be read is logged and left out.
+
+    Args:
+        agents: Plain documents.
+        artifacts: Plain documents of the agents' newest artifacts.
+    """
+    newest = {document["agent_id"]: document for document in artifacts}
+    loaded = {}
+    for document in agents:
+        agent_id = document["id"]
+        try:
+            artifact = artifact_from(newest[agent_id]) if agent_id in newest else None
+            loaded[agent_id] = LoadedAgent(
+                agent_from(document), None if artifact is None or artifact.cleared else artifact
+            )
+        except StoreError as error:
+            _log.error("not loaded: %s", error, extra={"action": "agent_unreadable"})
+    return loaded

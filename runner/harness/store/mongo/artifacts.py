@@ -8,15 +8,15 @@ then removed from the task. Whoever asks for an agent's artifacts first finishes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from harness.errors import AgentNotFoundError
-from harness.models import HandoffArtifact, NewArtifact
+from harness.models import HandoffArtifact, LoadedAgent, NewArtifact
 from harness.store import documents
 from harness.store.documents import check_page, int64
-from harness.store.mongo.agents import ARTIFACTS, TASKS, MongoAgents
-from harness.store.mongo.base import keys_of, ordered_key
+from harness.store.mongo.agents import AGENTS, ARTIFACTS, TASKS, MongoAgents
+from harness.store.mongo.base import each, keys_of, ordered_key
 from harness.store.mongo.driver import Document, DuplicateKey
 
 #: Fields of a task while its artifact is not in its place: the artifact, and (indexed) the agent.
@@ -50,6 +50,19 @@ class MongoArtifacts(MongoAgents):
         newest = await self._newest_artifact(agent_id)
         return None if newest is None or newest.cleared else newest
 
+    async def load_agents(self, agent_ids: Collection[int]) -> Mapping[int, LoadedAgent]:
+        """Return agents by id, each with its newest artifact."""
+        ids = [int64(agent_id) for agent_id in set(agent_ids)]
+        if not ids:
+            return {}
+        await self._place_pending_artifacts({"$in": ids})
+        agents = await self._db.find(AGENTS, {"_id": {"$in": ids}}, sort=[("_id", 1)], limit=len(ids))
+        artifacts = await each(ids, self._newest_document)
+        return documents.loaded_agents(
+            (agent | {"id": agent["_id"]} for agent in agents),
+            (_with_task_id(artifact) for artifact in artifacts if artifact is not None),
+        )
+
     async def clear_artifact(self, agent_id: int) -> None:
         """Make the next run a first run."""
         await self._place_pending_artifacts(agent_id)
@@ -72,8 +85,9 @@ class MongoArtifacts(MongoAgents):
         found = await self._db.find(ARTIFACTS, query, sort=[("_id", -1)], limit=limit)
         return [_artifact(document) for document in found]
 
-    async def _place_pending_artifacts(self, agent_id: int) -> None:
-        query = {PENDING_FOR: int64(agent_id)}
+    async def _place_pending_artifacts(self, agents: int | Document) -> None:
+        """Finish the moves that were cut, of an agent or of those that a condition holds for."""
+        query = {PENDING_FOR: int64(agents) if isinstance(agents, int) else agents}
         # In the order in which the tasks ended.
         order = [("completed_at", 1), ("_id", 1)]
         for task in await self._db.find(TASKS, query, sort=order, limit=1000):
@@ -95,8 +109,11 @@ class MongoArtifacts(MongoAgents):
         )
 
     async def _newest_artifact(self, agent_id: int) -> HandoffArtifact | None:
-        document = await self._db.find_one(ARTIFACTS, {"_id": keys_of(agent_id)}, sort=[("_id", -1)])
+        document = await self._newest_document(agent_id)
         return None if document is None else _artifact(document)
+
+    async def _newest_document(self, agent_id: int) -> Document | None:
+        return await self._db.find_one(ARTIFACTS, {"_id": keys_of(agent_id)}, sort=[("_id", -1)])
 
     async def _insert_artifact(
         self, agent_id: int, now: datetime, fields: Document, task_id: int | None = None
@@ -119,4 +136,8 @@ class MongoArtifacts(MongoAgents):
 
 
 def _artifact(document: Document) -> HandoffArtifact:
-    return documents.artifact_from(document | {"task_id": document.get("task_id")})
+    return documents.artifact_from(_with_task_id(document))
+
+
+def _with_task_id(document: Document) -> Document:
+    return document | {"task_id": document.get("task_id")}
