@@ -109,7 +109,7 @@ async def test_a_cut_finish_is_done_or_not_done(shared_place: Place) -> None:
     assert saved == 3
 
 
-@pytest.mark.parametrize("next_call", ["save", "clear", "history", "finish"])
+@pytest.mark.parametrize("next_call", ["save", "clear", "history", "load", "finish"])
 async def test_what_follows_a_cut_finish_comes_after_its_artifact(
     shared_place: Place, next_call: str
 ) -> None:
@@ -130,6 +130,10 @@ async def test_what_follows_a_cut_finish_comes_after_its_artifact(
         elif next_call == "clear":
             await other.clear_artifact(agent.id)
             added = [None]
+        elif next_call == "load":
+            loaded = (await other.load_agents([agent.id]))[agent.id].artifact
+            assert loaded is not None
+            assert loaded.task_id == task.id
         elif next_call == "finish":
             await other.finish_task(following.id, 1, completed(), artifact=state(n=2))
             added = [following.id]

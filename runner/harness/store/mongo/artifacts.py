@@ -22,6 +22,9 @@ from harness.store.mongo.driver import Document, DuplicateKey
 #: Fields of a task while its artifact is not in its place: the artifact, and (indexed) the agent.
 PENDING_ARTIFACT, PENDING_FOR = "pending_artifact", "pending_for"
 
+#: Artifacts read at a time to be moved to their places.
+_PLACED_AT_ONCE = 1000
+
 
 class MongoArtifacts(MongoAgents):
     """The handoff artifacts of a `MongoStore`."""
@@ -90,8 +93,11 @@ class MongoArtifacts(MongoAgents):
         query = {PENDING_FOR: int64(agents) if isinstance(agents, int) else agents}
         # In the order in which the tasks ended.
         order = [("completed_at", 1), ("_id", 1)]
-        for task in await self._db.find(TASKS, query, sort=order, limit=1000):
-            await self._place_artifact(task)
+        while batch := await self._db.find(TASKS, query, sort=order, limit=_PLACED_AT_ONCE):
+            for task in batch:
+                await self._place_artifact(task)
+            if len(batch) < _PLACED_AT_ONCE:
+                break
 
     async def _place_artifact(self, task: Document) -> None:
         agent_id, content = task["agent_id"], task[PENDING_ARTIFACT]

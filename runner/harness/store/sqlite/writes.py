@@ -110,10 +110,12 @@ class WriteQueue:
             while self._waiting and connection.in_transaction and time.monotonic() < until:
                 group.append(self._waiting.popleft())
                 group[-1].run_among_others(connection)
+            # Fails as well when there is no transaction any more.
             connection.execute("COMMIT")
         except sqlite3.Error:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
             for write in group:
                 write.forget()
                 write.run_alone(connection)
