@@ -48,6 +48,8 @@ _SCHEMA = (
         save_handoff INTEGER NOT NULL, max_active INTEGER NOT NULL, fire_key TEXT UNIQUE, active_slot TEXT UNIQUE,
         queue_slot TEXT UNIQUE, result TEXT, error TEXT, attempts TEXT NOT NULL, context TEXT)""",
     # Each ends in the row's id, so one serves both a filter and the order by id, and counts without the table.
+    # The same for pages of all tasks: the table has the ids too, but spread over everything else.
+    "CREATE INDEX tasks_by_id ON tasks (id)",
     "CREATE INDEX tasks_by_agent ON tasks (agent_id)",
     "CREATE INDEX tasks_by_status ON tasks (status)",
     "CREATE INDEX tasks_by_agent_and_status ON tasks (agent_id, status)",
