@@ -29,7 +29,7 @@ _FILL = f"""
         max_retries, skipped_count, save_handoff, max_active, attempts, result)
     SELECT 1 + n % {AGENTS}, iif(n % 10, 'completed', 'failed'), 'schedule', n, n, 1, 0, 0, 3, 0, 1, 1, '[]',
         hex(zeroblob(200))
-    FROM numbers"""  # noqa: S608 - the numbers above
+    FROM numbers"""
 
 Call = Callable[[], Awaitable[object]]
 

@@ -159,7 +159,7 @@ async def test_several_cut_finishes_are_placed_in_the_order_of_their_ends(shared
             dying._place_pending_artifacts = nothing  # type: ignore[method-assign]
             await dying.finish_task(task.id, 1, completed(), artifact=state(task=task.id))
 
-        async def nothing(agent_id: int) -> None:
+        async def nothing(agents: object) -> None:
             pass
 
         await finish()

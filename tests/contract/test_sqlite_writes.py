@@ -54,16 +54,15 @@ def other(store: SqliteStore, path: Path) -> Iterator[sqlite3.Connection]:
 @asynccontextmanager
 async def busy(store: SqliteStore) -> AsyncIterator[None]:
     """Keep the store's thread busy, so that all writes begun meanwhile wait for it."""
-    began, over = threading.Event(), threading.Event()
+    loop, began, over = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def work(_db: sqlite3.Connection) -> None:
-        began.set()
+        loop.call_soon_threadsafe(began.set)
         over.wait(20)
 
     reading = asyncio.create_task(store._file.read(work))
     try:
-        while not began.is_set():
-            await asyncio.sleep(0.001)
+        await began.wait()
         yield
         # Once around the loop, for tasks that were just made to come to their write.
         await asyncio.sleep(0)

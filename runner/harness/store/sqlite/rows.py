@@ -63,7 +63,11 @@ def json_list(values: Iterable[object]) -> str:
 def to_row(fields: Mapping[str, Any]) -> list[Any]:
     """Return a plain document's values as SQLite holds them."""
     return [
-        to_millis(value) if isinstance(value, datetime) else _encode(value) if isinstance(value, list) else value
+        to_millis(value)
+        if isinstance(value, datetime)
+        else _encode(value)
+        if isinstance(value, list)
+        else value
         for value in fields.values()
     ]
 

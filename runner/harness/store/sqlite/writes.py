@@ -94,7 +94,7 @@ class WriteQueue:
             group = self._run_together(connection)
         _answer(group)
 
-    def _run_together(self, connection: sqlite3.Connection) -> Sequence[Write[Any]]:
+    def _run_together(self, connection: sqlite3.Connection) -> list[Write[Any]]:
         waiting = len(self._waiting)
         try:
             connection.execute("BEGIN IMMEDIATE")
