@@ -10,6 +10,7 @@ import pytest
 from tests.contract.places import (
     MONGOMOCK,
     WIRE,
+    MongoPlace,
     Place,
     chunk,
     claim,
@@ -159,7 +160,7 @@ async def test_several_cut_finishes_are_placed_in_the_order_of_their_ends(shared
             dying._place_pending_artifacts = nothing  # type: ignore[method-assign]
             await dying.finish_task(task.id, 1, completed(), artifact=state(task=task.id))
 
-        async def nothing(agents: object) -> None:
+        async def nothing(agent_id: int) -> None:
             pass
 
         await finish()
@@ -312,3 +313,22 @@ async def test_other_writes_are_one_write(shared_place: Place, call: str) -> Non
     # The number of a new agent is the one write that may come without the other.
     assert not await is_cut(dying, 2 if call == "agent" else 1, calls[call])
     assert await shared_place.content() != before
+
+
+async def test_an_artifact_that_cannot_be_placed_keeps_no_other_agent_from_being_loaded(
+    shared_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    dying, other = await two_stores(shared_place)
+    stuck, sound = [await other.create_agent(draft(name)) for name in ("stuck", "sound")]
+    await other.save_artifact(stuck.id, state(n=0))
+    task = await running_task(other, stuck.id)
+
+    async def finish() -> None:
+        await dying.finish_task(task.id, 1, completed(), artifact=state(n=1))
+
+    assert await is_cut(dying, 1, finish)
+    assert isinstance(shared_place, MongoPlace)
+    await shared_place.raw()["artifacts"].update_many({"agent_id": stuck.id}, {"$set": {"state": "dreams"}})
+
+    assert list(await other.load_agents([stuck.id, sound.id])) == [sound.id]
+    assert "agent_unreadable" in {record.__dict__.get("action") for record in caplog.records}

@@ -8,10 +8,11 @@ then removed from the task. Whoever asks for an agent's artifacts first finishes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from harness.errors import AgentNotFoundError
+from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError
 from harness.models import HandoffArtifact, LoadedAgent, NewArtifact
 from harness.store import documents
 from harness.store.documents import check_page, int64
@@ -22,8 +23,7 @@ from harness.store.mongo.driver import Document, DuplicateKey
 #: Fields of a task while its artifact is not in its place: the artifact, and (indexed) the agent.
 PENDING_ARTIFACT, PENDING_FOR = "pending_artifact", "pending_for"
 
-#: Artifacts read at a time to be moved to their places.
-_PLACED_AT_ONCE = 1000
+_log = logging.getLogger(__name__)
 
 
 class MongoArtifacts(MongoAgents):
@@ -55,11 +55,18 @@ class MongoArtifacts(MongoAgents):
 
     async def load_agents(self, agent_ids: Collection[int]) -> Mapping[int, LoadedAgent]:
         """Return agents by id, each with its newest artifact."""
-        ids = [int64(agent_id) for agent_id in set(agent_ids)]
+        ids = {int64(agent_id) for agent_id in agent_ids}
+        for agent_id in await self._db.distinct(TASKS, PENDING_FOR, {PENDING_FOR: {"$in": list(ids)}}):
+            try:
+                await self._place_pending_artifacts(agent_id)
+            except StoreUnavailableError:
+                raise
+            except StoreError as error:
+                _log.error("not loaded: %s", error, extra={"action": "agent_unreadable"})
+                ids.discard(agent_id)
         if not ids:
             return {}
-        await self._place_pending_artifacts({"$in": ids})
-        agents = await self._db.find(AGENTS, {"_id": {"$in": ids}}, sort=[("_id", 1)], limit=len(ids))
+        agents = await self._db.find(AGENTS, {"_id": {"$in": list(ids)}}, sort=[("_id", 1)], limit=len(ids))
         artifacts = await each(ids, self._newest_document)
         return documents.loaded_agents(
             (agent | {"id": agent["_id"]} for agent in agents),
@@ -88,16 +95,12 @@ class MongoArtifacts(MongoAgents):
         found = await self._db.find(ARTIFACTS, query, sort=[("_id", -1)], limit=limit)
         return [_artifact(document) for document in found]
 
-    async def _place_pending_artifacts(self, agents: int | Document) -> None:
-        """Finish the moves that were cut, of an agent or of those that a condition holds for."""
-        query = {PENDING_FOR: int64(agents) if isinstance(agents, int) else agents}
+    async def _place_pending_artifacts(self, agent_id: int) -> None:
+        query = {PENDING_FOR: int64(agent_id)}
         # In the order in which the tasks ended.
         order = [("completed_at", 1), ("_id", 1)]
-        while batch := await self._db.find(TASKS, query, sort=order, limit=_PLACED_AT_ONCE):
-            for task in batch:
-                await self._place_artifact(task)
-            if len(batch) < _PLACED_AT_ONCE:
-                break
+        for task in await self._db.find(TASKS, query, sort=order, limit=1000):
+            await self._place_artifact(task)
 
     async def _place_artifact(self, task: Document) -> None:
         agent_id, content = task["agent_id"], task[PENDING_ARTIFACT]

@@ -19,6 +19,9 @@ from typing import Any, Generic, TypeVar
 #: How long a transaction takes up more writes. It bounds what the first of them waits, and other processes for the lock.
 GROUP_SECONDS = 0.025
 
+#: What a statement raises; sqlite3 makes SQLITE_NOMEM a MemoryError.
+_FAILURES = (sqlite3.Error, MemoryError)
+
 T = TypeVar("T")
 
 
@@ -98,7 +101,7 @@ class WriteQueue:
         waiting = len(self._waiting)
         try:
             connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             # They all waited for the lock that did not come; who joined them meanwhile may be luckier.
             group = [self._waiting.popleft() for _ in range(waiting)]
             for write in group:
@@ -112,9 +115,9 @@ class WriteQueue:
                 group[-1].run_among_others(connection)
             # Fails as well when there is no transaction any more.
             connection.execute("COMMIT")
-        except sqlite3.Error:
+        except _FAILURES:
             if connection.in_transaction:
-                with suppress(sqlite3.Error):
+                with suppress(*_FAILURES):
                     connection.execute("ROLLBACK")
             for write in group:
                 write.forget()
