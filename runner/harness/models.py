@@ -399,6 +399,14 @@ class HandoffArtifact(Model):
     cleared: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedAgent:
+    """What a run begins with: an agent, and its newest artifact, None when there is none or it was cleared."""
+
+    agent: Agent
+    artifact: HandoffArtifact | None
+
+
 class ExecutionResult(Model):
     """What `AgentExecutor.execute_agent` returns."""
 

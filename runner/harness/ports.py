@@ -6,7 +6,7 @@ Implementations live in `harness.store` and `harness.sandbox`; `harness.testing`
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +18,7 @@ from harness.models import (
     Claim,
     FirePlan,
     HandoffArtifact,
+    LoadedAgent,
     LogChunk,
     NewArtifact,
     NewTask,
@@ -333,6 +334,13 @@ class Store(Protocol):
 
     async def newest_artifact(self, agent_id: int) -> HandoffArtifact | None:
         """Return the newest artifact; None when there is none or it was cleared."""
+
+    async def load_agents(self, agent_ids: Collection[int]) -> Mapping[int, LoadedAgent]:
+        """Return agents by id, each with what `newest_artifact` returns: what runs begin with, for all that begin at once.
+
+        One that is gone is left out; so is one whose record can't be read, which is logged, since it must not keep the
+        others waiting.
+        """
 
     async def clear_artifact(self, agent_id: int) -> None:
         """Make the next run a first run, by an artifact marked `cleared`; the history stays. Without one: nothing."""

@@ -3,6 +3,9 @@
 Each contender runs in a process of its own, in turns, on an SQLite file as both are meant to be durable. Runs are faked
 in both, so that what is measured is scheduling: from the instant a fire is due to the moment its task is durably
 claimed (ours), or its job's next run time durably stored (APScheduler), and handed to the runner.
+
+Loading uses each as its users would. Ours is asynchronous, so `AT_ONCE` agents are stored at a time, each by a call of
+its own that returns when it is durable. APScheduler 3's `add_job` is synchronous: one call after the other.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 SCHEDULES = 10_000
+#: Calls of ours under way at a time while loading.
+AT_ONCE = 100
 DUE_AT_ONCE = 1_000
 #: Time between the end of loading and the second in which the fires fall due.
 LEAD_SECONDS = 5.0
@@ -103,14 +108,24 @@ def run_ours(folder: Path) -> None:
         await store.open()
         executor = AgentExecutor(store=store, sandbox=FakeSandbox(behave), settings=Settings(data_dir=folder))
         scheduler = TaskScheduler(max_concurrent=DUE_AT_ONCE, executor=executor)
+
+        async def load(name: str, count: int, schedule: dict[str, object]) -> None:
+            numbers = iter(range(count))
+
+            async def store_some() -> None:
+                for number in numbers:
+                    draft = AgentDraft(name=f"{name}-{number}", code="pass", config={"schedule": schedule})
+                    await store.create_agent(draft)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(store_some())
+
         began = time.perf_counter()
-        later = {"schedule": {"type": "interval", "interval_minutes": 600}}
-        for number in range(SCHEDULES - DUE_AT_ONCE):
-            await store.create_agent(AgentDraft(name=f"later-{number}", code="pass", config=later))
+        await load("later", SCHEDULES - DUE_AT_ONCE, {"type": "interval", "interval_minutes": 600})
         due = due_second(time.perf_counter() - began)
-        soon = {"schedule": {"type": "interval", "interval_minutes": 600, "start_at": due.isoformat()}}
-        for number in range(DUE_AT_ONCE):
-            await store.create_agent(AgentDraft(name=f"due-{number}", code="pass", config=soon))
+        soon = {"type": "interval", "interval_minutes": 600, "start_at": due.isoformat()}
+        await load("due", DUE_AT_ONCE, soon)
         created_seconds = time.perf_counter() - began
         began = time.perf_counter()
         await scheduler.start()

@@ -10,6 +10,7 @@ import pytest
 from tests.contract.places import (
     MONGOMOCK,
     WIRE,
+    MongoPlace,
     Place,
     chunk,
     claim,
@@ -109,7 +110,7 @@ async def test_a_cut_finish_is_done_or_not_done(shared_place: Place) -> None:
     assert saved == 3
 
 
-@pytest.mark.parametrize("next_call", ["save", "clear", "history", "finish"])
+@pytest.mark.parametrize("next_call", ["save", "clear", "history", "load", "finish"])
 async def test_what_follows_a_cut_finish_comes_after_its_artifact(
     shared_place: Place, next_call: str
 ) -> None:
@@ -130,6 +131,10 @@ async def test_what_follows_a_cut_finish_comes_after_its_artifact(
         elif next_call == "clear":
             await other.clear_artifact(agent.id)
             added = [None]
+        elif next_call == "load":
+            loaded = (await other.load_agents([agent.id]))[agent.id].artifact
+            assert loaded is not None
+            assert loaded.task_id == task.id
         elif next_call == "finish":
             await other.finish_task(following.id, 1, completed(), artifact=state(n=2))
             added = [following.id]
@@ -308,6 +313,25 @@ async def test_other_writes_are_one_write(shared_place: Place, call: str) -> Non
     # The number of a new agent is the one write that may come without the other.
     assert not await is_cut(dying, 2 if call == "agent" else 1, calls[call])
     assert await shared_place.content() != before
+
+
+async def test_an_artifact_that_cannot_be_placed_keeps_no_other_agent_from_being_loaded(
+    shared_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    dying, other = await two_stores(shared_place)
+    stuck, sound = [await other.create_agent(draft(name)) for name in ("stuck", "sound")]
+    await other.save_artifact(stuck.id, state(n=0))
+    task = await running_task(other, stuck.id)
+
+    async def finish() -> None:
+        await dying.finish_task(task.id, 1, completed(), artifact=state(n=1))
+
+    assert await is_cut(dying, 1, finish)
+    assert isinstance(shared_place, MongoPlace)
+    await shared_place.raw()["artifacts"].update_many({"agent_id": stuck.id}, {"$set": {"state": "dreams"}})
+
+    assert list(await other.load_agents([stuck.id, sound.id])) == [sound.id]
+    assert "agent_unreadable" in {record.__dict__.get("action") for record in caplog.records}
 
 
 class StutteringDatabase:

@@ -51,6 +51,7 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "read_logs": store.read_logs(1),
         "save_artifact": store.save_artifact(1, state()),
         "newest_artifact": store.newest_artifact(1),
+        "load_agents": store.load_agents([1]),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
     }

@@ -150,7 +150,7 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
     for n in range(200):
         await store.create_agent(draft(f"agent {n}", code="x" * 3000))
     await store.close()
-    spoil(path, b"\xff" * 4096 * 100, at=4096 * 20)
+    spoil(path, b"\xff" * 4096 * 100, at=4096 * 40)
 
     await store.open()
     with pytest.raises(StoreError, match=rf"{path} is damaged .*restore a backup"):
@@ -238,6 +238,7 @@ async def test_closing_waits_for_what_is_under_way(path: Path) -> None:
 async def test_lists_stay_on_indexes(store: SqliteStore) -> None:
     """The plans of what is asked all the time; at 100,000 tasks a scan would take 100 times as long."""
     plans = {
+        "SELECT id FROM tasks ORDER BY id DESC LIMIT 5 OFFSET 90000": "COVERING INDEX tasks_by_id",
         "SELECT count(*) FROM tasks WHERE agent_id = 1": "COVERING INDEX tasks_by_agent",
         "SELECT count(*) FROM tasks WHERE status = 'failed'": "COVERING INDEX tasks_by_status",
         "SELECT id FROM tasks WHERE agent_id = 1 AND status = 'failed' ORDER BY id DESC LIMIT 5":

@@ -165,7 +165,7 @@ def order_of_claims(
 
     Args:
         candidates: Those there are.
-        holders: At least all of the candidates' agents.
+        holders: At least those of the candidates' agents that run; and, of agents with a candidate that waits, all.
         limit: How many at most.
     """
     taken: defaultdict[int, set[str]] = defaultdict(set)

@@ -17,10 +17,29 @@ from harness.store.sqlite.rows import insert_many, json_list, one, to_document, 
 _HOLDERS = """
     SELECT agent_id, active_slot, status = 'running' AS is_running, id FROM tasks
     WHERE active_slot IS NOT NULL AND agent_id IN (SELECT value FROM json_each(?))"""
-# Those with a slot, and as many of those that wait as there are free slots for; so a long queue that is blocked is never
-# read beyond its index. Indexes are named, since without statistics SQLite takes all values of `status` for equally
-# frequent. The columns are those of `Candidate`.
-_CANDIDATES = """
+_HOLDERS_FOR_CLAIM = f"""{_HOLDERS}
+    AND (status = 'running' OR agent_id IN (SELECT value FROM json_each(?)))"""  # noqa: S608 - the text above
+# In both of these the columns are those of `Candidate`. Indexes are named, since without statistics SQLite takes all
+# values of `status` for equally frequent.
+#
+# The first ones of those with a slot, in the order of `order_of_claims`: nothing that is read beside them can bring one
+# forward that is left out here. So of a backlog of thousands only these are made objects of.
+_READY = """
+    WITH running AS MATERIALIZED (
+        SELECT agent_id, count(*) AS runs FROM tasks INDEXED BY tasks_in_slots
+        WHERE active_slot IS NOT NULL AND status = 'running' GROUP BY agent_id),
+    ready AS (
+        SELECT priority, due_at, id, agent_id, active_slot, max_active,
+            row_number() OVER (PARTITION BY agent_id, priority ORDER BY due_at, id) AS turn
+        FROM tasks INDEXED BY tasks_ready
+        WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now)
+    SELECT -priority, due_at, id, agent_id, active_slot, max_active FROM ready LEFT JOIN running USING (agent_id)
+    ORDER BY priority DESC, turn, coalesce(runs, 0), due_at, id LIMIT :limit"""
+_IS_READY = """
+    SELECT 1 FROM tasks INDEXED BY tasks_ready
+    WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now LIMIT 1"""
+# As many of those that wait as there are free slots for; so a long queue that is blocked is never read beyond its index.
+_QUEUED = """
     WITH holding AS MATERIALIZED (
         SELECT agent_id, count(*) AS held FROM tasks WHERE active_slot IS NOT NULL GROUP BY agent_id),
     waiting AS (
@@ -34,9 +53,7 @@ _CANDIDATES = """
             row_number() OVER (PARTITION BY agent_id ORDER BY priority DESC, due_at, id) AS place
         FROM room CROSS JOIN tasks INDEXED BY tasks_waiting USING (agent_id)
         WHERE status = 'pending' AND active_slot IS NULL AND due_at <= :now AND max_active > held)
-    SELECT -priority, due_at, id, agent_id, active_slot, max_active FROM tasks INDEXED BY tasks_ready
-        WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now
-    UNION ALL SELECT -priority, due_at, id, agent_id, NULL, max_active FROM queued WHERE place <= places"""
+    SELECT -priority, due_at, id, agent_id, NULL, max_active FROM queued WHERE place <= places"""
 
 
 class TaskWriter:
@@ -159,14 +176,17 @@ def max_active_of(db: sqlite3.Connection, task_id: int) -> int:
 
 def has_claimable(db: sqlite3.Connection, now: datetime) -> bool:
     """Whether there is anything to be claimed."""
-    return db.execute(f"{_CANDIDATES} LIMIT 1", {"now": to_millis(now)}).fetchone() is not None
+    values = {"now": to_millis(now)}
+    return any(db.execute(sql, values).fetchone() for sql in (_IS_READY, f"{_QUEUED} LIMIT 1"))
 
 
 def claimable(db: sqlite3.Connection, now: datetime, *, limit: int) -> Sequence[Candidate]:
     """Return what is to be claimed, in order, each with the slot it has or gets."""
-    candidates = list(map(Candidate._make, db.execute(_CANDIDATES, {"now": to_millis(now)})))
-    agent_ids = {candidate.agent_id for candidate in candidates}
-    holders = (Holder(*row[:3]) for row in db.execute(_HOLDERS, (json_list(agent_ids),)))
+    values = {"now": to_millis(now), "limit": limit}
+    candidates = [Candidate(*row) for sql in (_READY, _QUEUED) for row in db.execute(sql, values)]
+    agent_ids = json_list({candidate.agent_id for candidate in candidates})
+    waiting_ids = json_list({candidate.agent_id for candidate in candidates if candidate.active_slot is None})
+    holders = (Holder(*row[:3]) for row in db.execute(_HOLDERS_FOR_CLAIM, (agent_ids, waiting_ids)))
     return order_of_claims(candidates, holders, limit=limit)
 
 

@@ -82,12 +82,13 @@ class SqliteTasks(SqliteArtifacts):
             wanted["agent_id"] = int64(agent_id)
         if status is not None:
             wanted["status"] = status.value
-        where = " AND ".join(f"{name} = :{name}" for name in wanted) or "TRUE"
-        count_sql = f"SELECT count(*) FROM tasks WHERE {where}"  # noqa: S608 - fixed names; values are bound
-        # With a filter the ids come from an index alone, so that a far page does not read the rows before it.
+        # Without a condition SQLite counts an index's pages, with any it counts rows.
+        where = f"WHERE {' AND '.join(f'{name} = :{name}' for name in wanted)}" if wanted else ""
+        count_sql = f"SELECT count(*) FROM tasks {where}"  # noqa: S608 - fixed names; values are bound
+        # The ids come from an index alone, so that a far page does not read the rows before it.
         page_sql = (
             "SELECT * FROM tasks WHERE id IN "  # noqa: S608 - as above
-            f"(SELECT id FROM tasks WHERE {where} ORDER BY id DESC LIMIT :limit OFFSET :offset) ORDER BY id DESC"
+            f"(SELECT id FROM tasks {where} ORDER BY id DESC LIMIT :limit OFFSET :offset) ORDER BY id DESC"
         )
 
         def work(db: sqlite3.Connection) -> tuple[int, list[sqlite3.Row]]:
