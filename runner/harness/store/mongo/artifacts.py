@@ -22,6 +22,10 @@ from harness.store.mongo.driver import Document, DuplicateKey
 #: Fields of a task while its artifact is not in its place: the artifact, and (indexed) the agent.
 PENDING_ARTIFACT, PENDING_FOR = "pending_artifact", "pending_for"
 
+#: When an artifact came to its place, which can be long after it was made. It is not deleted soon after that: a process
+#: that was about to move it too must find it there, or it would make an old state the newest.
+PLACED_AT = "placed_at"
+
 
 class MongoArtifacts(MongoAgents):
     """The handoff artifacts of a `MongoStore`."""
@@ -88,6 +92,11 @@ class MongoArtifacts(MongoAgents):
             # Either another artifact has this version now, or this one was inserted before.
             if await self._db.find_one(ARTIFACTS, {"task_id": task["_id"]}):
                 break
+            if not await self._db.find_one(
+                TASKS, {"_id": task["_id"], PENDING_FOR: agent_id}, fields=["_id"]
+            ):
+                # Inserted so long ago that it is deleted by now; once more it would be the newest.
+                return
         await self._db.update_one(
             TASKS,
             {"_id": task["_id"]},
@@ -106,6 +115,7 @@ class MongoArtifacts(MongoAgents):
             "_id": ordered_key(agent_id, fields["version"]),
             "agent_id": agent_id,
             "created_at": now,
+            PLACED_AT: await self.now(),
             "cleared": False,
             **fields,
         }
