@@ -105,6 +105,7 @@ class MongoRetention(MongoLogs):
             if room <= 0:
                 break
             # Compared once more: one that was tried again meanwhile has not ended.
+            batch = batch[:room]
             count += await self._db.delete(TASKS, query | {"_id": {"$in": list(batch)}})
             room -= len(batch)
         return count, room
@@ -117,6 +118,7 @@ class MongoRetention(MongoLogs):
             room = await self._delete_logs([task["_id"] for task in batch], room)
             if room <= 0:
                 break
+            batch = batch[:room]
             done = await each(batch, lambda task: self._mark_logs_gone(query | {"_id": task["_id"]}))
             count += sum(
                 marked and task["started_at"] is not None for marked, task in zip(done, batch, strict=True)
