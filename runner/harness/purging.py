@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 #: Agents listed at a time.
 PAGE = 1000
-#: After a step that deleted something, how many times as long as it took the store is left to others; at least so long,
+#: After a step that deleted something, how many times as long as it took the store is left to others; and bounds on that,
 #: in seconds.
-REST_FACTOR, MIN_REST_SECONDS = 4.0, 0.02
+REST_FACTOR, MIN_REST_SECONDS, MAX_REST_SECONDS = 4.0, 0.02, 0.2
 #: Between two rounds over all agents, in seconds; each time by up to a tenth longer, so that processes that were started
 #: together come apart.
 ROUND_SECONDS = 3600.0
@@ -116,8 +116,8 @@ class Purger:
             more = purged.more
             # A step that only deleted a part of one task's logs counts nothing, and has more.
             if more or not purged.is_empty:
-                took_seconds = self._clock.monotonic() - began
-                await self._clock.sleep(max(MIN_REST_SECONDS, REST_FACTOR * took_seconds))
+                rest_seconds = REST_FACTOR * (self._clock.monotonic() - began)
+                await self._clock.sleep(min(max(rest_seconds, MIN_REST_SECONDS), MAX_REST_SECONDS))
 
     async def _expiry(self, agent_id: int) -> Expiry:
         # Without its code, which may be large.

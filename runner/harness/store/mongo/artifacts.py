@@ -86,17 +86,19 @@ class MongoArtifacts(MongoAgents):
     async def _place_artifact(self, task: Document) -> None:
         agent_id, content = task["agent_id"], task[PENDING_ARTIFACT]
         while True:
-            fields = documents.artifact_after(await self._newest_artifact(agent_id)) | content
+            newest = await self._newest_artifact(agent_id)
+            # Looked up after that: if somebody else moved it long ago, it may be deleted by now, and once more it would
+            # be the newest.
+            if not await self._db.find_one(
+                TASKS, {"_id": task["_id"], PENDING_FOR: agent_id}, fields=["_id"]
+            ):
+                return
+            fields = documents.artifact_after(newest) | content
             if await self._insert_artifact(agent_id, task["completed_at"], fields, task["_id"]):
                 break
             # Either another artifact has this version now, or this one was inserted before.
             if await self._db.find_one(ARTIFACTS, {"task_id": task["_id"]}):
                 break
-            if not await self._db.find_one(
-                TASKS, {"_id": task["_id"], PENDING_FOR: agent_id}, fields=["_id"]
-            ):
-                # Inserted so long ago that it is deleted by now; once more it would be the newest.
-                return
         await self._db.update_one(
             TASKS,
             {"_id": task["_id"]},

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from datetime import datetime
 
+from harness.models import log_seq
 from harness.retention import Expiry, Purged
 from harness.store.documents import check_page, int64
 from harness.store.mongo.agents import AGENTS, ARTIFACTS, LOGS, SCHEDULES, TASKS
@@ -26,6 +27,7 @@ _AT_ONCE = 100
 #: Documents read at a time to count.
 _PAGE = 1000
 
+_TASK_FIELDS = ("started_at", "fence")
 _ARTIFACT_FIELDS = ("version", "created_at", PLACED_AT)
 
 
@@ -44,20 +46,22 @@ class MongoRetention(MongoLogs):
         check_page(limit)
         purged, room = Purged(), limit
         for query in await self._task_queries(agent_id, expiry):
-            tasks = await self._db.find(TASKS, query, sort=_order(query), limit=room, fields=["_id"])
-            count, room = await self._delete_tasks([task["_id"] for task in tasks], query, room)
+            tasks = await self._db.find(TASKS, query, sort=_order(query), limit=room, fields=_TASK_FIELDS)
+            count, room = await self._delete_tasks(tasks, query, room)
             purged += Purged(tasks=count)
             if room <= 0:
                 return purged + Purged(more=True)
         if expiry.logs_before is not None:
             query = _ended(agent_id, expiry.logs_before) | {LOGS_GONE: None}
-            tasks = await self._db.find(TASKS, query, sort=_order(query), limit=room, fields=["started_at"])
+            tasks = await self._db.find(TASKS, query, sort=_order(query), limit=room, fields=_TASK_FIELDS)
             count, room = await self._delete_logs_of(tasks, query, room)
             purged += Purged(logs=count)
             if room <= 0:
                 return purged + Purged(more=True)
         keys = await self._old_artifacts(agent_id, expiry, limit=room)
         if keys:
+            # The one that a task still has may be among these: a move that was cut after its first half.
+            await self._place_pending_artifacts(agent_id)
             await self._db.delete(ARTIFACTS, {"_id": {"$in": keys}})
         return purged + Purged(artifacts=len(keys), more=len(keys) >= room)
 
@@ -96,17 +100,17 @@ class MongoRetention(MongoLogs):
             queries += [ended | {"_id": {"$lte": task["_id"]}} for task in surplus]
         return queries
 
-    async def _delete_tasks(self, task_ids: Sequence[int], query: Document, room: int) -> tuple[int, int]:
+    async def _delete_tasks(self, tasks: Sequence[Document], query: Document, room: int) -> tuple[int, int]:
         """Delete tasks and their logs; return how many tasks went, and how much room is left."""
         count = 0
-        for begin in range(0, len(task_ids), _AT_ONCE):
-            batch = task_ids[begin : begin + _AT_ONCE]
+        for begin in range(0, len(tasks), _AT_ONCE):
+            batch = tasks[begin : begin + _AT_ONCE]
             room = await self._delete_logs(batch, room)
             if room <= 0:
                 break
             # Compared once more: one that was tried again meanwhile has not ended.
             batch = batch[:room]
-            count += await self._db.delete(TASKS, query | {"_id": {"$in": list(batch)}})
+            count += await self._db.delete(TASKS, query | {"_id": {"$in": [task["_id"] for task in batch]}})
             room -= len(batch)
         return count, room
 
@@ -115,7 +119,7 @@ class MongoRetention(MongoLogs):
         count = 0
         for begin in range(0, len(tasks), _AT_ONCE):
             batch = tasks[begin : begin + _AT_ONCE]
-            room = await self._delete_logs([task["_id"] for task in batch], room)
+            room = await self._delete_logs(batch, room)
             if room <= 0:
                 break
             batch = batch[:room]
@@ -130,11 +134,11 @@ class MongoRetention(MongoLogs):
         # The revision goes up, so that whoever is about to have the task tried again sees the mark, and takes it off.
         return await self._db.update_one(TASKS, query, {"$set": {LOGS_GONE: True}, "$inc": {"revision": 1}})
 
-    async def _delete_logs(self, task_ids: Sequence[int], room: int) -> int:
+    async def _delete_logs(self, tasks: Sequence[Document], room: int) -> int:
         """Delete tasks' logs as far as there is room; return what is left of it: 0 when there may be more logs."""
-        if not task_ids:
-            return room
-        query = {"$or": [{"_id": keys_of(task_id)} for task_id in task_ids]}
+        # Up to the attempts they had when they were found: one that is tried again meanwhile writes more.
+        keys = [keys_of(task["_id"], before=log_seq(task["fence"] + 1, 0)) for task in tasks]
+        query = {"$or": [{"_id": key} for key in keys]}
         chunks = await self._db.find(LOGS, query, sort=[("_id", 1)], limit=room, fields=["_id"])
         if chunks:
             await self._db.delete(LOGS, {"_id": {"$in": [chunk["_id"] for chunk in chunks]}})
@@ -174,7 +178,7 @@ class MongoRetention(MongoLogs):
             {"$and": [query, {"_id": {"$gt": last}}]},
             sort=[("_id", 1)],
             limit=_PAGE,
-            fields=["started_at"],
+            fields=_TASK_FIELDS,
         ):
             tasks += page
             last = page[-1]["_id"]
