@@ -103,7 +103,7 @@ def test_output_that_was_deleted_is_told_from_output_that_never_was(history: Cli
     history("purge")
 
     assert history.json("logs", "4") == {"task_id": 4, "chunks": []}
-    command = [Path(sys.executable).with_name("harness"), "logs", "4"]
+    command = [str(Path(sys.executable).with_name("harness")), "logs", "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (
         "",
