@@ -323,8 +323,9 @@ class Store(Protocol):
 
         Never deleted: a task that is pending or running, or that something which was accepted and not carried out yet
         (a fire, an artifact on the way to its place) still refers to; and an agent's newest artifact, a clear included,
-        so that versions and run counts go on. An artifact outlives its task, and a task may outlive its logs. A task is
-        deleted after its logs and before nothing, so whatever cuts this call, a later one goes on.
+        so that versions and run counts go on. An artifact outlives its task, and a task may outlive its logs. No log
+        outlives its task, so whatever cuts this call, a later one goes on. The fire of a deleted task is not fired
+        again by `fire_schedules`; `create_task` would take it.
 
         One call deletes about `limit` records (a task, a chunk of its log, an artifact) and holds no lock for longer
         than some tens of milliseconds; where there is nothing to do it writes nothing. Others may call it at the same

@@ -47,7 +47,7 @@ class Purger:
         self._retention = retention
 
     async def run(self) -> None:
-        """Purge all agents now and then, until cancelled."""
+        """Purge all agents, at once and then about every hour, until cancelled; it can be cut anywhere."""
         outage = Outage(self._clock, "purging", "purge")
         random = SystemRandom()
         while True:

@@ -37,6 +37,7 @@ async def test_several_purges_delete_everything_once(stores: list[Store], agent:
     totals = await asyncio.gather(*(purge_all(store, agent.id, expiry, limit=3) for store in stores))
 
     assert sum(total.tasks for total in totals) == 12
+    assert sum(total.artifacts for total in totals) == 11
     assert await task_ids(stores[0], agent.id) == []
     for task_id in range(1, 13):
         assert await stores[0].read_logs(task_id) == []

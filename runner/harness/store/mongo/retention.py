@@ -59,11 +59,12 @@ class MongoRetention(MongoLogs):
             if room <= 0:
                 return purged + Purged(more=True)
         keys = await self._old_artifacts(agent_id, expiry, limit=room)
+        count = 0
         if keys:
             # The one that a task still has may be among these: a move that was cut after its first half.
             await self._place_pending_artifacts(agent_id)
-            await self._db.delete(ARTIFACTS, {"_id": {"$in": keys}})
-        return purged + Purged(artifacts=len(keys), more=len(keys) >= room)
+            count = await self._db.delete(ARTIFACTS, {"_id": {"$in": keys}})
+        return purged + Purged(artifacts=count, more=len(keys) >= room)
 
     async def purgeable(self, agent_id: int, expiry: Expiry) -> Purged:
         """Count what is to go."""
