@@ -80,6 +80,17 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
 
+#: Made by this release also in a file that an older one made, which goes on to work with it.
+_LATER_COLUMNS = (
+    # Set on an ended task when its logs are deleted, so that nobody looks for them again.
+    ("tasks", "logs_gone", "INTEGER NOT NULL DEFAULT 0"),
+)
+_LATER_INDEXES = (
+    # Ended tasks, those whose logs are gone apart from the others, each in the order of their ends.
+    """CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (agent_id, logs_gone, completed_at)
+        WHERE completed_at IS NOT NULL""",
+)
+
 T = TypeVar("T")
 
 
@@ -204,6 +215,7 @@ class SqliteFile:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
+            _add_later_parts(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -279,6 +291,15 @@ class SqliteFile:
             case sqlite3.SQLITE_TOOBIG:
                 return InvalidInputError(f"a value is too large for the store {name} ({error})")
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
+
+
+def _add_later_parts(connection: sqlite3.Connection) -> None:
+    for table, column, kind in _LATER_COLUMNS:
+        known = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if column not in known:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    for statement in _LATER_INDEXES:
+        connection.execute(statement)
 
 
 def _primary_code(error: sqlite3.Error) -> int:
