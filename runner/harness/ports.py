@@ -30,6 +30,7 @@ from harness.models import (
     Task,
     TaskStatus,
 )
+from harness.retention import Expiry, Purged
 
 
 class Clock(Protocol):
@@ -349,6 +350,31 @@ class Store(Protocol):
         self, agent_id: int, *, limit: int = 100, before_version: int | None = None
     ) -> Sequence[HandoffArtifact]:
         """Return artifacts by falling version, clears included."""
+
+    # Retention
+
+    async def agent_ids(self, *, after_id: int = 0, limit: int = 1000) -> Sequence[int]:
+        """Return the ids of agents with a higher id, by rising id, without reading what they are made of."""
+
+    async def purge(self, agent_id: int, expiry: Expiry, *, limit: int) -> Purged:
+        """Delete what of an agent's history is to go: tasks with their logs, other tasks' logs, handoff artifacts.
+
+        Never deleted: a task that is pending or running, or that something which was accepted and not carried out yet
+        (a fire, an artifact on the way to its place) still refers to; and an agent's newest artifact, a clear included,
+        so that versions and run counts go on. An artifact outlives its task, and a task may outlive its logs. No log
+        outlives its task, so whatever cuts this call, a later one goes on. The fire of a deleted task is not fired
+        again by `fire_schedules`; `create_task` would take it.
+
+        One call deletes about `limit` records (a task, a chunk of its log, an artifact) and holds no lock for longer
+        than some tens of milliseconds; where there is nothing to do it writes nothing. Others may call it at the same
+        time. Nothing is deleted for an agent that is not there.
+
+        Returns:
+            What this call deleted, and whether there may be more.
+        """
+
+    async def purgeable(self, agent_id: int, expiry: Expiry) -> Purged:
+        """Count what calls of `purge` would delete. Takes time in proportion to the agent's history."""
 
 
 OutputStream = Literal["stdout", "stderr"]

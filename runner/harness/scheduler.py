@@ -1,4 +1,4 @@
-"""`TaskScheduler`: fires schedules into tasks, and runs them with a worker of its own.
+"""`TaskScheduler`: fires schedules into tasks, runs them with a worker of its own, and has old ones deleted.
 
 Any number of schedulers share a store. What a schedule owes is decided from the store alone (`harness.firing`), and
 accepted there by compare-and-set, so it makes no difference which of them does it, or whether one dies meanwhile.
@@ -30,6 +30,8 @@ from harness.models import (
 )
 from harness.polling import BACK_OFF_SECONDS, Outage, Pause
 from harness.ports import Clock, Sandbox, Store
+from harness.purging import Purger
+from harness.retention import Retention
 from harness.retry import retry_delay_by_hand
 from harness.settings import Settings
 from harness.triggers import fires_between, make_trigger, preview
@@ -46,7 +48,7 @@ CHANGE_TRIES = 10
 
 
 class TaskScheduler:
-    """Runs agents by their schedules, and retries what fails.
+    """Runs agents by their schedules, retries what fails, and deletes what is older than it is to be kept.
 
     ``TaskScheduler()`` uses the store and the engine that this process's environment names.
     """
@@ -88,6 +90,7 @@ class TaskScheduler:
         )
         self._worker: Worker | None = None
         self._firing: asyncio.Task[None] | None = None
+        self._purging: asyncio.Task[None] | None = None
         self._closing = False
         self._pause: Pause | None = None
 
@@ -102,7 +105,9 @@ class TaskScheduler:
         return 0 if self._worker is None else self._worker.running
 
     async def start(self) -> None:
-        """Load all agents' schedules and begin to fire and run them. Calling it again does nothing.
+        """Load all agents' schedules and begin to fire and run them, and to delete what is not to be kept.
+
+        Calling it again does nothing.
 
         The engine need not answer yet: tasks wait until it does.
 
@@ -119,6 +124,8 @@ class TaskScheduler:
         self._worker.start()
         self._pause = Pause(parts.store, parts.clock)
         self._firing = asyncio.create_task(self._fire_forever(parts.store, parts.clock, self._pause))
+        purger = Purger(parts.store, parts.clock, Retention.by_settings(parts.settings))
+        self._purging = asyncio.create_task(purger.run())
 
     async def stop(self, *, drain_seconds: float = 30.0) -> None:
         """Fire no more, claim no more, let runs end for `drain_seconds`, stop the rest and hand their tasks back.
@@ -126,12 +133,14 @@ class TaskScheduler:
         Cancelling this call cuts it short: containers are killed without grace, and their tasks handed back all the
         same. Calling it again, or before `start`, does nothing.
         """
-        firing, worker = self._firing, self._worker
-        if firing is None or worker is None:
+        firing, purging, worker = self._firing, self._purging, self._worker
+        if firing is None or purging is None or worker is None:
             return
-        self._firing = self._worker = None
+        self._firing = self._purging = self._worker = None
         self._closing = True
         worker.stop_claiming()
+        # Deleting can be cut anywhere.
+        purging.cancel()
         self._wake()
         try:
             # Not cancelled: a plan that is under way is carried out.
@@ -139,7 +148,7 @@ class TaskScheduler:
             await worker.stop(drain_seconds=drain_seconds)
         finally:
             await worker.kill()
-            await uninterrupted(_ended(firing))
+            await uninterrupted(_ended(firing, purging))
 
     async def add_agent_schedule(self, agent_id: int) -> ScheduleState:
         """Take the schedule in an agent's config into force, also after `remove_agent_schedule` or a pause.
@@ -215,7 +224,8 @@ class TaskScheduler:
         """Make tasks of the fires from `start` to `end` that have none; they run one after the other.
 
         Returns:
-            The new tasks. Fires that have a task, or were skipped one by one, are passed over.
+            The new tasks. Fires that have a task, or were skipped one by one, are passed over; those whose tasks
+            were deleted, since they are not to be kept for so long, have none, and run again.
 
         Raises:
             InvalidInputError: The agent has no schedule, the range lies in the future, or holds too many fires.
@@ -440,5 +450,5 @@ def _no_schedule(agent_id: int) -> InvalidInputError:
     )
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    await asyncio.wait(tasks)

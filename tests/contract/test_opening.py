@@ -12,6 +12,7 @@ from tests.contract.processes import start_process
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
+from harness.retention import Expiry
 
 
 def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
@@ -54,6 +55,9 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "load_agents": store.load_agents([1]),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
+        "agent_ids": store.agent_ids(),
+        "purge": store.purge(1, Expiry(task.created_at), limit=1),
+        "purgeable": store.purgeable(1, Expiry(task.created_at)),
     }
 
 

@@ -150,6 +150,7 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
     for n in range(200):
         await store.create_agent(draft(f"agent {n}", code="x" * 3000))
     await store.close()
+    # Behind the pages that hold the schema.
     spoil(path, b"\xff" * 4096 * 100, at=4096 * 40)
 
     await store.open()

@@ -77,8 +77,9 @@ async def test_ten_thousand_schedules_are_counted(shop: Shop, caplog: pytest.Log
                 code, files FROM agents, many WHERE id = 1"""
         )
         db.execute(
-            """INSERT INTO schedules SELECT agents.id, agent_version, next_fire_at, due_at + 1000, anchor_at, last_fire_at,
-                paused, removed, rule, revision FROM schedules, agents WHERE agent_id = 1 AND agents.id > 3"""
+            """INSERT INTO schedules (agent_id, agent_version, next_fire_at, due_at, anchor_at, paused, removed, revision)
+                SELECT agents.id, agent_version, next_fire_at, due_at + 1000, anchor_at, paused, removed, revision
+                FROM schedules, agents WHERE agent_id = 1 AND agents.id > 3"""
         )
 
     await shop.store._file.write(multiply)

@@ -11,7 +11,13 @@ import pytest
 from tests.unit.shop import COMPLETED, FAILED, PENDING, RUNNING, SKIPPED, Shop, eventually
 
 from harness import firing
-from harness.errors import AgentBusyError, ConflictError, InvalidInputError, StoreUnavailableError
+from harness.errors import (
+    AgentBusyError,
+    ConflictError,
+    InvalidInputError,
+    StoreUnavailableError,
+    TaskNotFoundError,
+)
 from harness.models import (
     Agent,
     AgentDraft,
@@ -24,6 +30,7 @@ from harness.models import (
 )
 from harness.polling import BACK_OFF_SECONDS
 from harness.ports import SandboxResult
+from harness.retention import Expiry
 from harness.scheduler import TaskScheduler
 from harness.testing import FakeRun
 
@@ -492,3 +499,55 @@ async def test_commands_need_no_engine(shop: Shop) -> None:
     task = await scheduler.trigger_now(agent.id)
     assert (await scheduler.cancel_task(task.id)).status.is_final
     await eventually(lambda: not scheduler.is_started)
+
+
+async def test_it_deletes_what_is_not_to_be_kept_until_it_is_stopped(
+    shop: Shop, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent = await shop.agent(retention={"task_days": 1, "max_artifacts": 1})
+    first = make()
+    await first.start()
+    for _ in range(2):
+        task = await first.trigger_now(agent.id)
+        await until_ended(shop, task.id)
+    await first.stop(drain_seconds=0)
+    assert await shop.statuses() == [COMPLETED, COMPLETED]
+
+    await shop.advance(2 * 86_400, step_seconds=86_400)
+    second = make()
+    await second.start()
+
+    async def is_empty() -> bool:
+        await shop.advance(0.25)
+        return await shop.statuses() == []
+
+    await eventually(is_empty)
+    (kept,) = await shop.store.artifact_history(agent.id)
+    assert kept.run_count == 2
+    task = await second.trigger_now(agent.id)
+    await until_ended(shop, task.id)
+    newest = await shop.store.newest_artifact(agent.id)
+    assert newest is not None
+    assert (newest.run_count, newest.version) == (3, 3)
+    await second.stop(drain_seconds=0)
+    assert shop.clock.sleepers == 0
+
+
+async def test_a_task_that_was_deleted_cannot_be_tried_again(shop: Shop, scheduler: TaskScheduler) -> None:
+    agent = await shop.agent()
+    task = await shop.store.create_task(NewTask(agent_id=agent.id))
+    await shop.store.cancel_task(task.id)
+    later = shop.clock.now() + timedelta(days=1)
+    await shop.store.purge(agent.id, Expiry(later, tasks_before=later), limit=10)
+
+    with pytest.raises(TaskNotFoundError, match=f"there is no task {task.id}"):
+        await scheduler.retry_failed_task(task.id, force=True)
+
+
+async def until_ended(shop: Shop, task_id: int) -> None:
+    async def has_ended() -> bool:
+        await shop.advance(0.25)
+        return (await shop.store.get_task(task_id)).status.is_final
+
+    await eventually(has_ended)

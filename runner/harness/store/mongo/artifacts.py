@@ -23,6 +23,10 @@ from harness.store.mongo.driver import Document, DuplicateKey
 #: Fields of a task while its artifact is not in its place: the artifact, and (indexed) the agent.
 PENDING_ARTIFACT, PENDING_FOR = "pending_artifact", "pending_for"
 
+#: When an artifact came to its place, which can be long after it was made. It is not deleted soon after that: a process
+#: that was about to move it too must find it there, or it would make an old state the newest.
+PLACED_AT = "placed_at"
+
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +109,14 @@ class MongoArtifacts(MongoAgents):
     async def _place_artifact(self, task: Document) -> None:
         agent_id, content = task["agent_id"], task[PENDING_ARTIFACT]
         while True:
-            fields = documents.artifact_after(await self._newest_artifact(agent_id)) | content
+            newest = await self._newest_artifact(agent_id)
+            # Looked up after that: if somebody else moved it long ago, it may be deleted by now, and once more it would
+            # be the newest.
+            if not await self._db.find_one(
+                TASKS, {"_id": task["_id"], PENDING_FOR: agent_id}, fields=["_id"]
+            ):
+                return
+            fields = documents.artifact_after(newest) | content
             if await self._insert_artifact(agent_id, task["completed_at"], fields, task["_id"]):
                 break
             # Either another artifact has this version now, or this one was inserted before.
@@ -132,6 +143,7 @@ class MongoArtifacts(MongoAgents):
             "_id": ordered_key(agent_id, fields["version"]),
             "agent_id": agent_id,
             "created_at": now,
+            PLACED_AT: await self.now(),
             "cleared": False,
             **fields,
         }

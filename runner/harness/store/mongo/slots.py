@@ -33,6 +33,9 @@ MARKS = (
 #: Of a pending task without a slot, its agent and its `max_active`: by them together it is found once there is room.
 WAITS_FOR, WAITS_MAX = "waits_for", "waits_max"
 
+#: Set on an ended task when its logs are deleted, so that nobody looks for them again.
+LOGS_GONE = "logs_gone"
+
 #: Tasks looked at for one claim, of those with a slot and of those that wait for one. Past this many that are due at
 #: once, agents take turns among the most urgent ones only.
 _MAX_CANDIDATES = 10_000
@@ -230,6 +233,8 @@ class MongoSlots(MongoArtifacts):
         }
         if artifact is not None:
             changes |= {PENDING_ARTIFACT: artifact, PENDING_FOR: after.agent_id}
+        # A next attempt has logs of its own.
+        placed |= {LOGS_GONE: None}
         return await self._db.update_one(
             TASKS,
             {

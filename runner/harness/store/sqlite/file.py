@@ -66,7 +66,7 @@ _SCHEMA = (
     """CREATE TABLE schedules (
         agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE, agent_version INTEGER NOT NULL,
         next_fire_at INTEGER, due_at INTEGER, anchor_at INTEGER NOT NULL, last_fire_at INTEGER,
-        paused INTEGER NOT NULL, removed INTEGER NOT NULL, rule TEXT, revision INTEGER NOT NULL)""",
+        paused INTEGER NOT NULL, removed INTEGER NOT NULL, revision INTEGER NOT NULL)""",
     "CREATE INDEX schedules_by_due ON schedules (due_at) WHERE due_at IS NOT NULL",
     # Agents whose schedule has to be computed. A table, since a mark in an agent's row would rewrite its code.
     "CREATE TABLE unsynced (agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE)",
@@ -80,8 +80,18 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
 
-#: Columns that came later; a file made before gets them when it is opened. Older releases don't mind them.
-_ADDED_COLUMNS = (("schedules", "rule", "TEXT"),)
+#: Made by this release also in a file that an older one made, which goes on to work with it.
+_LATER_COLUMNS = (
+    # What a schedule was computed from.
+    ("schedules", "rule", "TEXT"),
+    # Set on an ended task when its logs are deleted, so that nobody looks for them again.
+    ("tasks", "logs_gone", "INTEGER NOT NULL DEFAULT 0"),
+)
+_LATER_INDEXES = (
+    # Ended tasks, those whose logs are gone apart from the others, each in the order of their ends.
+    """CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (agent_id, logs_gone, completed_at)
+        WHERE completed_at IS NOT NULL""",
+)
 
 T = TypeVar("T")
 
@@ -207,10 +217,7 @@ class SqliteFile:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
-            for table, name, kind in _ADDED_COLUMNS:
-                columns = connection.execute(f"PRAGMA table_info({table})")
-                if all(column["name"] != name for column in columns):
-                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+            _add_later_parts(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -286,6 +293,15 @@ class SqliteFile:
             case sqlite3.SQLITE_TOOBIG:
                 return InvalidInputError(f"a value is too large for the store {name} ({error})")
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
+
+
+def _add_later_parts(connection: sqlite3.Connection) -> None:
+    for table, column, kind in _LATER_COLUMNS:
+        known = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if column not in known:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    for statement in _LATER_INDEXES:
+        connection.execute(statement)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -142,6 +142,9 @@ def task_from_row(row: sqlite3.Row) -> Task:
 def change_task(db: sqlite3.Connection, before: Task, after: Task, *, active_slot: str | None = None) -> Task:
     """Write the difference between two states of a task, which may also get a slot; return the second."""
     changes = documents.task_changes(before, after)
+    if before.status.is_final and not after.status.is_final:
+        # Its next attempt has logs of its own.
+        changes["logs_gone"] = False
     if after.status.is_final:
         changes |= {"active_slot": None, "queue_slot": None}
     elif active_slot is not None:
