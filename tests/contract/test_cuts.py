@@ -332,3 +332,69 @@ async def test_an_artifact_that_cannot_be_placed_keeps_no_other_agent_from_being
 
     assert list(await other.load_agents([stuck.id, sound.id])) == [sound.id]
     assert "agent_unreadable" in {record.__dict__.get("action") for record in caplog.records}
+
+
+class StutteringDatabase:
+    """Has every write done twice, as a driver does that got no answer to the first, from a server that keeps no record
+    of it."""
+
+    def __init__(self, database: Any) -> None:
+        self.database = database
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.database, name)
+        if name not in ("insert", "update_one"):
+            return call
+
+        async def twice(*args: Any, **kwargs: Any) -> Any:
+            await call(*args, **kwargs)
+            return await call(*args, **kwargs)
+
+        return twice
+
+
+REPEATED: dict[str, Callable[[Store, Agent, Task, Task], Awaitable[object]]] = {
+    "create": lambda store, agent, _running, _failed: store.create_task(new_task(agent.id)),
+    "create and claim": lambda store, agent, _running, _failed: store.create_task(
+        NewTask(agent_id=agent.id, max_active=3), claim=claim()
+    ),
+    "create a fire": lambda store, agent, running, _failed: store.create_task(
+        new_task(agent.id, fire_at=running.created_at)
+    ),
+    "finish": lambda store, _agent, running, _failed: store.finish_task(
+        running.id, 1, completed(), artifact=state(n=1)
+    ),
+    "retry": lambda store, _agent, running, _failed: store.retry_task(
+        running.id, 1, completed(), due_at=running.created_at
+    ),
+    "hand back": lambda store, _agent, running, _failed: store.hand_back_task(running.id, 1, "shut down"),
+    "reopen": lambda store, _agent, running, failed: store.reopen_task(
+        failed.id, due_at=running.created_at, max_retries=1
+    ),
+    "cancel": lambda store, _agent, running, _failed: store.cancel_task(running.id),
+    "agent": lambda store, _agent, _running, _failed: store.create_agent(draft("another")),
+}
+
+
+@pytest.mark.parametrize("call", REPEATED.values(), ids=REPEATED.keys())
+async def test_a_write_that_the_driver_repeats_has_the_result_of_one(
+    shared_place: Place, call: Callable[[Store, Agent, Task, Task], Awaitable[object]]
+) -> None:
+    store, other = await two_stores(shared_place)
+    agent = await other.create_agent(draft())
+    failed = await failed_task(other, agent.id)
+    running = await running_task(other, agent.id)
+    count = (await other.list_tasks()).total_count
+    alive = store._database
+    store._database = StutteringDatabase(alive)  # type: ignore[assignment]
+
+    made = await call(store, agent, running, failed)
+
+    store._database = alive
+    if isinstance(made, Task):
+        assert made == await other.get_task(made.id)
+        assert made.retry_count <= 1
+        is_new = made.id not in (failed.id, running.id)
+        assert (await other.list_tasks()).total_count == count + is_new
+    else:
+        assert made == await other.find_agent("another")

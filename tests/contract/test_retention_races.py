@@ -53,7 +53,11 @@ async def test_a_task_is_either_tried_again_or_deleted(stores: list[Store], agen
 
         purged, (reopened, lost) = await asyncio.gather(
             purge_all(stores[0], agent.id, expiry),
-            race(store.reopen_task(task.id, due_at=now, max_retries=9) for store in stores[1:3]),
+            # With the same numbers the second would be a repetition of the first.
+            race(
+                store.reopen_task(task.id, due_at=now, max_retries=number)
+                for number, store in enumerate(stores[1:3], start=8)
+            ),
         )
 
         if purged.tasks:

@@ -9,7 +9,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.contract.places import chunk, claim, completed, draft, new_task, running_task, state
+from tests.contract.places import (
+    chunk,
+    claim,
+    completed,
+    draft,
+    new_task,
+    running_task,
+    scheduled_agent,
+    state,
+)
 
 from harness.errors import StoreBusyError, StoreError, StoreUnavailableError
 from harness.models import NewTask, WhenBusy
@@ -90,6 +99,20 @@ async def test_commits_survive_a_power_cut(store: SqliteStore) -> None:
 
     # 2 is FULL.
     assert await store._file.read(pragmas) == ["wal", 2, 1]
+
+
+async def test_a_file_from_before_a_column_was_added_gets_it(
+    store: SqliteStore, path: Path, other: sqlite3.Connection
+) -> None:
+    before = await scheduled_agent(store)
+    await store.close()
+    other.execute("ALTER TABLE schedules DROP COLUMN rule")
+
+    await store.open()
+
+    assert (await store.get_schedule(before.agent_id)).state == before
+    (stored,) = await store.put_schedules([before.model_copy(update={"rule": {"type": "cron"}})])
+    assert (await store.get_schedule(before.agent_id)).state == stored
 
 
 async def test_a_path_that_cannot_be_made_is_named(foreign_path: Path) -> None:

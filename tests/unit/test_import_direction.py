@@ -25,6 +25,8 @@ LAYERS = (
         "compression",
         "handoff",
         "resources",
+        "clockwatch",
+        "firelog",
         "firing",
         "polling",
         "purging",

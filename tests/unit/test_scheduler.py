@@ -302,6 +302,63 @@ async def test_a_removed_schedule_comes_back_with_add_only(shop: Shop, scheduler
     assert (await scheduler.add_agent_schedule(agent.id)).next_fire_at == began + 2 * MINUTE
 
 
+@pytest.mark.parametrize("how", ["pause", "remove", "disable", "take out", "spoil"])
+async def test_fires_that_came_due_while_nobody_was_there_are_recorded_when_their_schedule_goes_off(
+    shop: Shop, make: Make, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent = await shop.agent(schedule=EVERY_MINUTE)
+    scheduler = make()
+    await scheduler.sync_agent_schedule(agent.id)
+    began = shop.clock.now()
+    await pass_minutes(shop, 3.5)
+
+    if how == "pause":
+        await scheduler.pause(agent.id)
+    elif how == "remove":
+        await scheduler.remove_agent_schedule(agent.id)
+    else:
+        config: dict[str, Any] = {"disable": {"schedule": EVERY_MINUTE | {"enabled": False}}}.get(how, {})
+        if how == "spoil":
+            # As by a release that took what this one does not.
+            config = {"schedule": {"type": "moon"}}
+        draft = AgentDraft(name="agent", code="pass").model_copy(update={"config": config})
+        await shop.store.update_agent(agent.id, draft)
+    await scheduler.start()
+    await pass_minutes(shop, 1.2)
+    await until(shop, SKIPPED)
+
+    (skip,) = (await shop.store.list_tasks()).items
+    assert (skip.skip_reason, skip.fire_at, skip.skipped_until, skip.skipped_count) == (
+        SkipReason.DISABLED, began + MINUTE, began + 3 * MINUTE, 3,
+    )  # fmt: skip
+    assert [
+        (record.levelno, record.__dict__["count"], record.getMessage())
+        for record in caplog.records
+        if record.__dict__.get("action") == "fire_skipped"
+    ] == [(logging.INFO, 3, f"agent {agent.id}: 3 fires are skipped (disabled)")]
+
+
+async def test_fires_that_came_due_before_a_change_of_the_rule_are_settled_by_the_old_one(
+    shop: Shop, make: Make
+) -> None:
+    agent = await shop.agent(schedule=EVERY_MINUTE | {"catch_up": "none", "misfire_grace_seconds": 0})
+    scheduler = make()
+    await scheduler.sync_agent_schedule(agent.id)
+    began = shop.clock.now()
+    await pass_minutes(shop, 3.5)
+    config = {"schedule": {"type": "interval", "interval_minutes": 10}}
+    await shop.store.update_agent(agent.id, AgentDraft(name="agent", code="pass", config=config))
+
+    state = await scheduler.sync_agent_schedule(agent.id)
+
+    assert state.next_fire_at == began + 10 * MINUTE
+    (skip,) = (await shop.store.list_tasks()).items
+    assert (skip.skip_reason, skip.fire_at, skip.skipped_until, skip.skipped_count) == (
+        SkipReason.MISSED, began + MINUTE, began + 3 * MINUTE, 3,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("config", [{}, {"schedule": None}])
 async def test_an_agent_without_a_schedule_has_none_to_change(
     shop: Shop, scheduler: TaskScheduler, config: dict[str, Any]

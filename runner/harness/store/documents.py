@@ -308,16 +308,21 @@ def schedule_document(state: ScheduleState) -> dict[str, Any]:
     for name in SCHEDULE_INSTANTS:
         if document[name] is not None:
             document[name] = whole_millis(document[name])
+    if state.rule is not None:
+        document["rule"] = encode_document(state.rule, what="schedule", max_bytes=MAX_JSON_BYTES)
     return document
 
 
 def schedule_from(document: Mapping[str, Any]) -> ScheduleState:
     """Return where a schedule stands."""
-    return readable(
-        "schedule of agent",
-        document["agent_id"],
-        lambda: ScheduleState.model_validate({name: document[name] for name in ScheduleState.model_fields}),
-    )
+
+    def build() -> ScheduleState:
+        fields = {name: document[name] for name in ScheduleState.model_fields if name != "rule"}
+        # Not there in a document written before schedules kept their rule.
+        rule = document.get("rule")
+        return ScheduleState.model_validate(fields | {"rule": None if rule is None else json.loads(rule)})
+
+    return readable("schedule of agent", document["agent_id"], build)
 
 
 def schedule_source(agent: Mapping[str, Any], state: ScheduleState | None) -> ScheduleSource:

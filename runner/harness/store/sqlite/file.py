@@ -82,6 +82,8 @@ _SCHEMA = (
 
 #: Made by this release also in a file that an older one made, which goes on to work with it.
 _LATER_COLUMNS = (
+    # What a schedule was computed from.
+    ("schedules", "rule", "TEXT"),
     # Set on an ended task when its logs are deleted, so that nobody looks for them again.
     ("tasks", "logs_gone", "INTEGER NOT NULL DEFAULT 0"),
 )

@@ -70,6 +70,7 @@ class TaskWriter:
         sql = "SELECT agent_id, id FROM tasks WHERE queue_slot IN (SELECT value FROM json_each(?))"
         names = json_list(queue_slot(agent_id) for agent_id in ids)
         self._waiting: dict[int, int] = dict(db.execute(sql, (names,)).fetchall())
+        self._waits = waiting_tasks(db, ids)
         last = one(db, "SELECT seq FROM sqlite_sequence WHERE name = 'tasks'")
         self._last_id: int = 0 if last is None else last["seq"]
         self._rows: list[dict[str, Any]] = []
@@ -81,23 +82,26 @@ class TaskWriter:
             AgentBusyError: No slot is free, and the task neither waits nor is skipped.
         """
         agent_id, taken = new.agent_id, self._taken[new.agent_id]
-        place = find_place(new, taken, is_waited=agent_id in self._waiting)
+        waits = self._waits[agent_id]
+        place = find_place(new, taken, is_waited=agent_id in self._waiting, waiting=len(waits))
         if (
             new.when_busy is WhenBusy.REPLACE
             and place is not None
             and not (place.active_slot or new.skip_reason)
         ):
             self._make_room(new)
-            place = find_place(new, taken, is_waited=False)
+            place = find_place(new, taken, is_waited=False, waiting=len(waits))
         if place is None:
-            raise documents.slot_taken(agent_id, next(iter(taken.values())))
+            raise documents.slot_taken(agent_id, next(iter((*taken.values(), *waits))))
         task = transitions.new_task(self._last_id + 1, new, place, self._now, claim)
         self._rows.append(_task_fields(task, new, place))
         self._last_id = task.id
         if place.active_slot is not None:
             taken[place.active_slot] = task.id
-        elif place.queue_slot is not None:
-            self._waiting[agent_id] = task.id
+        elif place.skip_reason is None:
+            waits.append(task.id)
+            if place.queue_slot is not None:
+                self._waiting[agent_id] = task.id
         return task
 
     def flush(self) -> None:
@@ -117,6 +121,8 @@ class TaskWriter:
                 if after.status.is_final:
                     del taken[slot]
         waiting = stored_task(self._db, self._waiting.pop(agent_id, 0))
+        if waiting is not None:
+            self._waits[agent_id].remove(waiting.id)
         skipped = transitions.supersede(waiting, self._now)
         if waiting is not None and skipped is not None:
             change_task(self._db, waiting, skipped)
@@ -152,6 +158,17 @@ def held_slots(db: sqlite3.Connection, agent_id: int) -> dict[str, int]:
     """Return an agent's slots that are held, with the tasks that hold them."""
     rows = db.execute(_HOLDERS, (json_list([agent_id]),)).fetchall()
     return {row["active_slot"]: row["id"] for row in rows}
+
+
+def waiting_tasks(db: sqlite3.Connection, agent_ids: Iterable[int]) -> defaultdict[int, list[int]]:
+    """Return, by agent, the tasks that wait for a slot."""
+    sql = """
+        SELECT agent_id, id FROM tasks INDEXED BY tasks_waiting
+        WHERE status = 'pending' AND active_slot IS NULL AND agent_id IN (SELECT value FROM json_each(?))"""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for agent_id, task_id in db.execute(sql, (json_list(agent_ids),)):
+        found[agent_id].append(task_id)
+    return found
 
 
 def max_active_of(db: sqlite3.Connection, task_id: int) -> int:

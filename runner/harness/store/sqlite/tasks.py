@@ -12,7 +12,7 @@ from harness.errors import StoreError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
-from harness.store.slots import SPARE_CANDIDATES, check_new, free_slot
+from harness.store.slots import SPARE_CANDIDATES, check_new, slot_for_new
 from harness.store.sqlite.artifacts import SqliteArtifacts, insert_next_artifact
 from harness.store.sqlite.rows import check_agent, one
 from harness.store.sqlite.slots import (
@@ -24,6 +24,7 @@ from harness.store.sqlite.slots import (
     max_active_of,
     stored_task,
     task_from_row,
+    waiting_tasks,
 )
 
 _log = logging.getLogger(__name__)
@@ -185,11 +186,14 @@ class SqliteTasks(SqliteArtifacts):
         def work(db: sqlite3.Connection) -> Task:
             task = _existing_task(db, task_id)
             again = transitions.reopen(task, due_at, max_retries)
+            if again is task:
+                return task
             check_agent(db, task.agent_id, usable=True)
             taken = held_slots(db, task.agent_id)
-            slot = free_slot(task.agent_id, max_active_of(db, task_id), taken)
+            waits = waiting_tasks(db, [task.agent_id])[task.agent_id]
+            slot = slot_for_new(task.agent_id, max_active_of(db, task_id), taken, waiting=len(waits))
             if slot is None:
-                raise documents.slot_taken(task.agent_id, next(iter(taken.values())))
+                raise documents.slot_taken(task.agent_id, next(iter((*taken.values(), *waits))))
             return change_task(db, task, again, active_slot=slot)
 
         return await self._file.write(work)
