@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -191,6 +191,18 @@ def claimable(db: sqlite3.Connection, now: datetime, *, limit: int) -> Sequence[
     waiting_ids = json_list({candidate.agent_id for candidate in candidates if candidate.active_slot is None})
     holders = (Holder(*row[:3]) for row in db.execute(_HOLDERS_FOR_CLAIM, (agent_ids, waiting_ids)))
     return order_of_claims(candidates, holders, limit=limit)
+
+
+def with_rows(
+    db: sqlite3.Connection, candidates: Sequence[Candidate], *, at_once: int
+) -> Iterator[tuple[Candidate, sqlite3.Row]]:
+    """Yield candidates with their rows, read for `at_once` of them at a time."""
+    sql = "SELECT * FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+    for start in range(0, len(candidates), at_once):
+        some = candidates[start : start + at_once]
+        rows = db.execute(sql, (json_list(candidate.task_id for candidate in some),))
+        by_id = {row["id"]: row for row in rows}
+        yield from ((candidate, by_id[candidate.task_id]) for candidate in some)
 
 
 def _task_fields(task: Task, new: NewTask, place: Place) -> dict[str, Any]:

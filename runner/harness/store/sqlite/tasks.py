@@ -25,6 +25,7 @@ from harness.store.sqlite.slots import (
     stored_task,
     task_from_row,
     waiting_tasks,
+    with_rows,
 )
 
 _log = logging.getLogger(__name__)
@@ -114,11 +115,13 @@ class SqliteTasks(SqliteArtifacts):
         def work(db: sqlite3.Connection) -> list[Task]:
             now = self._now()
             claimed: list[Task] = []
-            for candidate in claimable(db, now, limit=limit + SPARE_CANDIDATES):
+            for candidate, row in with_rows(
+                db, claimable(db, now, limit=limit + SPARE_CANDIDATES), at_once=limit
+            ):
                 if len(claimed) == limit:
                     break
                 try:
-                    task = _existing_task(db, candidate.task_id)
+                    task = task_from_row(row)
                 except StoreError as error:
                     # One record that can't be read must not keep all others waiting.
                     _log.error("not claimed: %s", error, extra={"action": "task_unreadable"})
