@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from harness.api.logs import lines_of
 from harness.api.values import (
     AgentPage,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
+    LogEvent,
+    LogLine,
     PreviewAnswer,
     ScheduleView,
     SystemResources,
     TaskIds,
     TaskPage,
 )
+from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, render_instant
@@ -156,6 +159,18 @@ class HarnessClient:
         await self._transport.send("POST", f"/api/tasks/{task_id}/retry", query={"force": force})
         return await self.get_task(task_id)
 
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line; connections that break are made anew."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    async def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncIterator[LogEvent]:
+        """Yield a task's output in order."""
+        path, query = f"/api/tasks/{task_id}/logs", {"follow": follow}
+        async for _, data in read_events(self._transport, path, query, after=after):
+            yield self._read(LogEvent, data)
+
     # Schedules
 
     async def get_schedule(self, agent_id: int, *, fires: int = 5) -> ScheduleView:
@@ -245,10 +260,12 @@ class HarnessClient:
 
     async def _ask(self, model: type[ModelT], method: str, path: str, **given: Any) -> ModelT:
         """Exchange a request for a model."""
-        body = await self._transport.send(method, path, **given)
+        return self._read(model, await self._transport.send(method, path, **given))
+
+    def _read(self, model: type[ModelT], data: bytes) -> ModelT:
         try:
-            return model.model_validate(json.loads(body))
-        except (ValueError, ValidationError) as error:
+            return model.model_validate_json(data)
+        except ValidationError as error:
             raise ServerUnavailableError(
                 f"the server at {self._transport.url} answered what this client can't read; is it of another release?"
             ) from error
