@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from harness.models import (
     Reason,
     Task,
     Usage,
+    log_seq,
     render_instant,
 )
 from harness.output import OutputRecorder
@@ -56,6 +57,10 @@ logger = logging.getLogger(__name__)
 COMPRESS_TIMEOUT_SECONDS = 60
 #: Longest `Task.result`, in characters.
 MAX_RESULT_CHARS = 1000
+#: Of each stream of a run that nobody waits for, this much of the end stays in memory, and up to twice as much.
+KEEP_BYTES = 256 * 1024
+#: Chunks that are read back at once, at most 1 MiB.
+_PAGE_CHUNKS = 16
 #: Pause between two tries of a final write while the store is away, in seconds.
 RETRY_WRITE_SECONDS = 0.5
 
@@ -101,7 +106,7 @@ class TaskRun:
             on_output: Told the output as it comes; must not block.
             can_hand_back: Another runner may begin the task anew. So it is handed back, and not ended, when `run` is
                 cancelled, which then means that this process ends, and when the engine does not answer before the
-                agent has begun.
+                agent has begun. Nobody waits for its output then, so of a long one the result has only the end.
         """
         self.task = task
         self._agent = agent
@@ -121,6 +126,7 @@ class TaskRun:
             task_id=task.id,
             fence=task.fence,
             max_bytes=limits.output_bytes,
+            keep_bytes=KEEP_BYTES if can_hand_back else None,
             forward=on_output,
         )
         self._session: SandboxSession | None = None
@@ -254,13 +260,21 @@ class TaskRun:
             compressor=self._parts.compressor,
             max_state_bytes=self._limits.state_bytes,
         )
-        output = self._output.text("stdout")
-        if self._output.truncated:
-            # The cap may have cut a line in two, and half a line of state is none.
-            output = output[: output.rfind("\n") + 1]
+        state: dict[str, Any] = {}
+
+        async def compress() -> None:
+            nonlocal state
+            state = await manager.compress_pieces(
+                self.task.agent_id, self._stdout(), context, is_cut=self._output.truncated
+            )
+
         try:
             async with asyncio.timeout(COMPRESS_TIMEOUT_SECONDS):
-                state = await manager.compress_context(self.task.agent_id, output, context)
+                if self._output.is_whole("stdout"):
+                    await compress()
+                else:
+                    # It is read back from the store, so it has to be there, and the store as well.
+                    await self._persist(compress)
         except StateRejectedError as error:
             problem = error.message
         except TimeoutError:
@@ -268,6 +282,18 @@ class TaskRun:
         else:
             return result, state
         return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
+
+    async def _stdout(self) -> AsyncIterator[str]:
+        """Yield all that was kept of stdout, in pieces, from memory or from the store."""
+        if self._output.is_whole("stdout"):
+            yield self._output.text("stdout")
+            return
+        seq = log_seq(self.task.fence, 0) - 1
+        while chunks := await self._parts.store.read_logs(self.task.id, after_seq=seq, limit=_PAGE_CHUNKS):
+            for chunk in chunks:
+                if chunk.stream == "stdout":
+                    yield chunk.data.decode(errors="replace")
+            seq = chunks[-1].seq
 
     async def _finish(self, outcome: Outcome, artifact: NewArtifact | None) -> None:
         """Store the rest of the output and the end of the attempt; as long as the lease holds, try again."""
