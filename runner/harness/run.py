@@ -49,6 +49,7 @@ from harness.ports import (
     Store,
 )
 from harness.retry import retry_delay
+from harness.sampling import UsageSampler
 from harness.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ class TaskRun:
             keep_bytes=KEEP_BYTES if can_hand_back else None,
             forward=on_output,
         )
+        self._sampler = UsageSampler(parts.store, parts.clock, task_id=task.id, fence=task.fence)
         self._session: SandboxSession | None = None
         self._start_seconds: float | None = None
         self._stopped: tuple[Reason, str] | None = None
@@ -207,7 +209,7 @@ class TaskRun:
         """Run the job in a container of its own."""
         if early := self._stopped_early():
             return early
-        flushing = asyncio.create_task(self._output.flush_periodically())
+        background = [asyncio.create_task(self._output.flush_periodically())]
         try:
             async with self._parts.sandbox.open(self._spec(), before_start=self._lease.check) as session:
                 self._start_seconds = session.start_seconds
@@ -217,6 +219,7 @@ class TaskRun:
                     return early
                 self._session = session
                 self._lease.when_lost(lambda: session.stop(Reason.LOST, "the lease was lost during the run"))
+                background.append(asyncio.create_task(self._sampler.sample_periodically(session)))
                 try:
                     job = self._job(context, run_count)
                     return await session.run(job, sink=self._output, before_stop=self._record)
@@ -236,8 +239,9 @@ class TaskRun:
         finally:
             self._session = None
             self._lease.when_lost(None)
-            flushing.cancel()
-            await asyncio.gather(flushing, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
 
     def _stopped_early(self) -> SandboxResult | None:
         """Return the result of a run that was stopped before its agent began."""
@@ -324,6 +328,7 @@ class TaskRun:
             was_live = self._lease.is_live
             try:
                 await self._output.flush(is_last=True)
+                await self._sampler.flush()
                 await write()
             except StoreError as error:
                 logger.warning("end of task %d not stored yet: %s", self.task.id, error)
@@ -407,9 +412,14 @@ class TaskRun:
         )
 
     def _usage(self, result: SandboxResult) -> Usage:
+        sampled = self._sampler
+        # What the kernel counted is exact; samples stand in where there is no such report.
+        peak_memory_bytes, cpu_seconds = result.peak_memory_bytes, result.cpu_seconds
         return Usage(
-            peak_memory_bytes=result.peak_memory_bytes,
-            cpu_seconds=result.cpu_seconds,
+            peak_memory_bytes=sampled.peak_memory_bytes if peak_memory_bytes is None else peak_memory_bytes,
+            cpu_seconds=sampled.cpu_seconds if cpu_seconds is None else cpu_seconds,
+            peak_processes=sampled.peak_processes,
+            peak_cpu_percent=sampled.peak_cpu_percent,
             wall_seconds=result.wall_seconds,
             container_start_seconds=self._start_seconds,
             output_bytes=self._output.total_bytes,

@@ -89,7 +89,7 @@ async def test_commits_survive_a_power_cut(store: SqliteStore) -> None:
         ]
 
     # 2 is FULL.
-    assert await store._file.read(pragmas) == ["wal", 2, 1]
+    assert await store._file.write(pragmas) == ["wal", 2, 1]
 
 
 async def test_a_path_that_cannot_be_made_is_named(foreign_path: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.api import handoffs, runs, schedules
+from harness.api import handoffs, runs, schedules, stats
 from harness.api.logs import LogReader, lines_of
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
 from harness.handoff import HandoffManager
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
+from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.ports import Clock, Store
 from harness.resources import ResourceManager
 from harness.scheduler import TaskScheduler
@@ -128,6 +128,10 @@ class LocalApi:
     def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
         """Yield a task's output in order."""
         return self._logs.events(task_id, follow=follow, after=after)
+
+    def stats(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        return stats.follow(self._store, self._clock, task_id, follow=follow, after=after)
 
     # Schedules
 

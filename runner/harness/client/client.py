@@ -26,7 +26,16 @@ from harness.api.values import (
 from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, render_instant
+from harness.models import (
+    Agent,
+    AgentDraft,
+    HandoffArtifact,
+    Page,
+    Task,
+    TaskStatus,
+    UsageSample,
+    render_instant,
+)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -170,6 +179,15 @@ class HarnessClient:
         path, query = f"/api/tasks/{task_id}/logs", {"follow": follow}
         async for _, data in read_events(self._transport, path, query, after=after):
             yield self._read(LogEvent, data)
+
+    async def stats(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        path, query = f"/api/tasks/{task_id}/stats", {"follow": follow}
+        async for name, data in read_events(self._transport, path, query, after=after):
+            if name == "sample":
+                yield self._read(UsageSample, data)
 
     # Schedules
 
