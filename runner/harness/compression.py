@@ -112,10 +112,7 @@ class DigestCompressor:
             StateRejectedError: A state line is malformed, or the explicit state is larger than `max_bytes`.
         """
         digest = OutputDigest(previous_state, max_bytes)
-        if len(raw_output) > _MAX_INLINE_CHARS:
-            await asyncio.to_thread(digest.feed, raw_output)
-        else:
-            digest.feed(raw_output)
+        await digest.take(raw_output)
         return digest.finish()
 
 
@@ -162,6 +159,13 @@ class OutputDigest:
         self._begun = ""
         #: Whether the next piece continues no other line than that.
         self._at_line_start = True
+
+    async def take(self, text: str) -> None:
+        """Take the next piece as `feed` does, a long one in a thread."""
+        if len(text) > _MAX_INLINE_CHARS:
+            await asyncio.to_thread(self.feed, text)
+        else:
+            self.feed(text)
 
     def feed(self, text: str) -> None:
         """Take the next piece.

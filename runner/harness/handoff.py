@@ -144,7 +144,7 @@ class HandoffManager:
         async def digest() -> dict[str, Any]:
             made = OutputDigest(previous_state, max_bytes)
             async for piece in pieces:
-                made.feed(piece)
+                await made.take(piece)
             return made.finish(is_cut=is_cut)
 
         return await self._checked(digest(), max_bytes)

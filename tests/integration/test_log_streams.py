@@ -307,6 +307,19 @@ async def test_a_reader_of_a_task_that_is_deleted_gets_an_end(site: Site) -> Non
             await lines(client, task_id)
 
 
+async def test_a_reader_that_has_seen_enough_leaves_at_once(site: Site) -> None:
+    url = await site.start("serve").url()
+    task_id = await start(site, "import time\nfor n in range(9): print(n, flush=True)\ntime.sleep(60)")
+    async with HarnessClient(url) as client:
+        async for line in client.logs(task_id):
+            if line.text == "4":
+                break
+        await site.until_output(task_id, b"8\n")
+        assert [line.text async for line in client.logs(task_id, follow=False)] == [*"012345678"]
+        await client.cancel_task(task_id)
+        assert [line.text async for line in client.logs(task_id)] == [*"012345678"]
+
+
 async def test_a_server_has_a_bounded_number_of_places_and_frees_them_at_once(site: Site) -> None:
     url = await site.start("serve").url()
     task_id = await start(site, "import time\nprint('begun', flush=True)\ntime.sleep(60)")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -184,7 +184,7 @@ def event(kind: Any, text: str = "", attempt: int = 1, seq: int = 0) -> LogEvent
 
 
 async def lines(*events: LogEvent) -> list[tuple[str | None, str]]:
-    async def stream() -> AsyncIterator[LogEvent]:
+    async def stream() -> AsyncGenerator[LogEvent, None]:
         for one in events:
             yield one
 

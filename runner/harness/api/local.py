@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -125,7 +125,9 @@ class LocalApi:
         """Yield a task's output line by line."""
         return lines_of(self.log_events(task_id, follow=follow))
 
-    def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
         """Yield a task's output in order."""
         return self._logs.events(task_id, follow=follow, after=after)
 

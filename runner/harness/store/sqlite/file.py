@@ -147,11 +147,13 @@ class SqliteFile:
 
     async def close(self) -> None:
         """Close the file after what is under way."""
-        connections = {self._reader, self._connection} - {None}
+        reader, writer = self._reader, self._connection
         self._reader = self._connection = None
-        for connection in connections:
-            if connection is not None:
-                await connection.close()
+        if reader is not None and reader is not writer:
+            await reader.close()
+        if writer is not None:
+            # Last, so that it is the one that merges the write-ahead log into the file.
+            await writer.close()
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the database."""
