@@ -38,6 +38,7 @@ LAYERS = (
         "worker",
         "lease",
         "output",
+        "sampling",
     },
     {"api", "store", "sandbox"},
     {"wiring", "testing", "announce"},

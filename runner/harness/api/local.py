@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.api import handoffs, logs, runs, schedules
-from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources
+from harness.api import handoffs, runs, schedules, stats
+from harness.api.logs import LogReader, lines_of
+from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
 from harness.handoff import HandoffManager
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
+from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.ports import Clock, Store
 from harness.resources import ResourceManager
 from harness.scheduler import TaskScheduler
@@ -35,6 +36,7 @@ class LocalApi:
         self._scheduler = scheduler or TaskScheduler(store=store)
         self._handoff = HandoffManager(store=store, settings=settings)
         self._resources = ResourceManager()
+        self._logs = LogReader(store, clock)
 
     # Agents
 
@@ -119,9 +121,19 @@ class LocalApi:
         """Have a failed task tried again."""
         return await self._scheduler.retry_failed_task(task_id, force=force)
 
-    def logs(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
-        """Yield a task's output."""
-        return logs.follow(self._store, self._clock, task_id, follow=follow, after=after)
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
+        """Yield a task's output in order."""
+        return self._logs.events(task_id, follow=follow, after=after)
+
+    def stats(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        return stats.follow(self._store, self._clock, task_id, follow=follow, after=after)
 
     # Schedules
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from harness.api.logs import lines_of
 from harness.api.values import (
     AgentPage,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
+    LogEvent,
+    LogLine,
     PreviewAnswer,
     ScheduleView,
     SystemResources,
     TaskIds,
     TaskPage,
 )
+from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, render_instant
+from harness.models import (
+    Agent,
+    AgentDraft,
+    HandoffArtifact,
+    Page,
+    Task,
+    TaskStatus,
+    UsageSample,
+    render_instant,
+)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -156,6 +169,29 @@ class HarnessClient:
         await self._transport.send("POST", f"/api/tasks/{task_id}/retry", query={"force": force})
         return await self.get_task(task_id)
 
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line; connections that break are made anew."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    async def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
+        """Yield a task's output in order."""
+        path, query = f"/api/tasks/{task_id}/logs", {"follow": follow}
+        async with aclosing(read_events(self._transport, path, query, after=after)) as events:
+            async for _, data in events:
+                yield self._read(LogEvent, data)
+
+    async def stats(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        path, query = f"/api/tasks/{task_id}/stats", {"follow": follow}
+        async with aclosing(read_events(self._transport, path, query, after=after)) as events:
+            async for name, data in events:
+                if name == "sample":
+                    yield self._read(UsageSample, data)
+
     # Schedules
 
     async def get_schedule(self, agent_id: int, *, fires: int = 5) -> ScheduleView:
@@ -245,10 +281,12 @@ class HarnessClient:
 
     async def _ask(self, model: type[ModelT], method: str, path: str, **given: Any) -> ModelT:
         """Exchange a request for a model."""
-        body = await self._transport.send(method, path, **given)
+        return self._read(model, await self._transport.send(method, path, **given))
+
+    def _read(self, model: type[ModelT], data: bytes) -> ModelT:
         try:
-            return model.model_validate(json.loads(body))
-        except (ValueError, ValidationError) as error:
+            return model.model_validate_json(data)
+        except ValidationError as error:
             raise ServerUnavailableError(
                 f"the server at {self._transport.url} answered what this client can't read; is it of another release?"
             ) from error
