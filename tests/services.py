@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,45 @@ async def site(tmp_path: Path, sandbox_image: str, no_container_is_left: None) -
         finally:
             await site.close()
         assert await site.containers() == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A `harness serve` that many tests talk to; each makes agents of its own there."""
+
+    url: str
+    service: Service
+    #: Of its process; commands that run in it use the same store.
+    environment: Mapping[str, str]
+    settings: Settings
+
+
+@contextmanager
+def running_server(folder: Path, **changes: str) -> Iterator[Server]:
+    """Run a server until the block is left; for fixtures that outlive an event loop."""
+
+    async def begin() -> Server:
+        async with _site(folder) as site:
+            site.environment |= changes
+            service = site.start("serve", "--max-concurrent", "8", "--drain-seconds", "1")
+            try:
+                return Server(
+                    await service.url(), service, site.environment, Settings(data_dir=folder / "data")
+                )
+            except BaseException:
+                service.process.kill()
+                service.process.wait()
+                raise
+
+    server = asyncio.run(begin())
+    try:
+        yield server
+    finally:
+        try:
+            asyncio.run(server.service.stop())
+        finally:
+            server.service.process.kill()
+            server.service.process.wait()
 
 
 def stopwatch() -> Callable[[], float]:

@@ -17,10 +17,12 @@ from pydantic import BaseModel, ValidationError
 from harness.api import HarnessApi
 from harness.config import list_problems
 from harness.errors import (
+    AgentNotFoundError,
     BodyTooLargeError,
     HarnessError,
     InvalidInputError,
     NotFoundError,
+    TaskNotFoundError,
     UnsupportedMediaError,
 )
 from harness.jsontext import decode_document
@@ -31,6 +33,12 @@ JSON = "application/json"
 MAX_BODY_BYTES = 32 * 1024 * 1024
 #: SQLite's and MongoDB's largest integer, and so the largest id there can be.
 _MAX_ID = 2**63 - 1
+
+#: What an id in a path that is larger than any of its kind is answered with.
+_NOT_FOUND: Mapping[str, type[NotFoundError]] = {
+    "agent_id": AgentNotFoundError,
+    "task_id": TaskNotFoundError,
+}
 
 API = web.AppKey("api", HarnessApi)
 
@@ -79,7 +87,8 @@ class Call(Generic[QueryT, BodyT]):
         if not (text.isascii() and text.isdigit()) or int(text[:20]) == 0:
             raise InvalidInputError(f"{name} in the path is {text[:40]!r}; give a positive integer")
         if len(text) > 19 or int(text) > _MAX_ID:
-            raise NotFoundError(f"nothing has the {name} {text[:20]}")
+            kind = _NOT_FOUND.get(name, NotFoundError)
+            raise kind(f"there is no {name.removesuffix('_id')} {text[:20]}{'…' * (len(text) > 20)}")
         return int(text)
 
 

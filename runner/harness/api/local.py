@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from harness.api import handoffs, logs, runs, schedules
-from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources
+from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources, check_wait
 from harness.handoff import HandoffManager
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
 from harness.ports import Clock, Store
@@ -80,6 +80,7 @@ class LocalApi:
         idempotency_key: str | None = None,
     ) -> Task:
         """Have an agent run now."""
+        check_wait(wait_seconds)
         task = await runs.begin(
             self._store,
             self._scheduler,
@@ -140,6 +141,11 @@ class LocalApi:
         await schedules.write(self._store, agent_id, None)
         await self._scheduler.sync_agent_schedule(agent_id)
 
+    async def remove_schedule(self, agent_id: int) -> ScheduleView:
+        """Take a schedule out of force; the config keeps it."""
+        await self._scheduler.remove_agent_schedule(agent_id)
+        return await self.get_schedule(agent_id)
+
     async def pause_schedule(self, agent_id: int) -> ScheduleView:
         """Fire an agent no more until it is resumed."""
         await self._scheduler.pause(agent_id)
@@ -156,8 +162,7 @@ class LocalApi:
 
     async def backfill(self, agent_id: int, start: datetime, end: datetime | None = None) -> Sequence[int]:
         """Make tasks of past fires that have none."""
-        made = await self._scheduler.backfill(agent_id, start, end or await self._store.now())
-        return [task.id for task in made]
+        return await schedules.backfill(self._store, self._scheduler, agent_id, start, end)
 
     # Handoffs
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from harness.errors import InvalidInputError
 from harness.models import (
     Agent,
     AgentDraft,
@@ -31,6 +32,28 @@ MAX_FIRES = 1000
 
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Field(ge=0, le=2**53)]
+
+
+def check_idempotency_key(key: str) -> None:
+    """Refuse a key that an HTTP header can't carry as it is (RFC 9110, section 5.5).
+
+    Raises:
+        InvalidInputError: Naming the key.
+    """
+    if not (1 <= len(key) <= 200 and key.isascii() and key.isprintable() and key == key.strip()):
+        raise InvalidInputError(
+            f"the idempotency key {key[:40]!r} is not 1 to 200 printable ASCII characters without blanks at the ends"
+        )
+
+
+def check_wait(seconds: float) -> None:
+    """Refuse a wait that is out of bounds.
+
+    Raises:
+        InvalidInputError: Naming it.
+    """
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise InvalidInputError(f"a wait of {seconds:g} s is not between 0 and {MAX_WAIT_SECONDS:g} s")
 
 
 class PageQuery(Model):

@@ -14,6 +14,7 @@ import aiohttp
 
 from harness import errors
 from harness.errors import HarnessError, InvalidInputError, Problem, ServerUnavailableError
+from harness.jsontext import encode_document
 
 #: Tries of a request that may be repeated, and the longest wait before each further one, in seconds.
 TRIES = 4
@@ -126,6 +127,7 @@ class Transport:
 
         Raises:
             HarnessError: What the server says.
+            InvalidInputError: JSON can't hold the body, or a query parameter is no text.
             ServerUnavailableError: It can't be reached, or something else answers there.
         """
         if self._session is None:
@@ -137,14 +139,14 @@ class Transport:
             sock_connect=self._timeout_seconds,
             sock_read=self._timeout_seconds if total_seconds is None else None,
         )
+        params = {name: _query_text(value) for name, value in (query or {}).items() if value is not None}
+        content = None if body is None else encode_document(body, what="the body").encode()
         try:
             response = await self._session.request(
                 method,
                 self.url + path,
-                params={
-                    name: _query_text(value) for name, value in (query or {}).items() if value is not None
-                },
-                data=None if body is None else json.dumps(body).encode(),
+                params=params,
+                data=content,
                 headers={**({} if body is None else {"Content-Type": "application/json"}), **(headers or {})},
                 timeout=timeout,
                 allow_redirects=False,
@@ -198,7 +200,12 @@ def _retry_after_seconds(response: aiohttp.ClientResponse) -> float:
 
 
 def _query_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{text[:40]!r} holds a lone surrogate, which is no valid text") from error
+    return text
 
 
 def _check_url(url: str) -> str:

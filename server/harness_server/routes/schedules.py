@@ -34,6 +34,11 @@ async def delete_schedule(call: Call[NoQuery, None]) -> web.Response:
     return empty_answer()
 
 
+async def remove_schedule(call: Call[NoQuery, None]) -> web.Response:
+    """Take an agent's schedule out of force until it is resumed or put anew. The config keeps it; its tasks stay."""
+    return json_answer(await call.api.remove_schedule(call.id("agent_id")))
+
+
 async def pause_schedule(call: Call[NoQuery, None]) -> web.Response:
     """Fire an agent no more until it is resumed, over restarts too. What runs goes on."""
     return json_answer(await call.api.pause_schedule(call.id("agent_id")))
@@ -84,6 +89,14 @@ routes = [
         handler=delete_schedule,
         scope=Scope.ADMIN,
         answers={204: Answer("It has none.")},
+        errors=(AgentNotFoundError, ConflictError),
+    ),
+    Endpoint(
+        method="POST",
+        path=f"{_PATH}/remove",
+        handler=remove_schedule,
+        scope=Scope.ADMIN,
+        answers=_VIEW,
         errors=(AgentNotFoundError, ConflictError),
     ),
     Endpoint(
