@@ -254,8 +254,16 @@ def describe_problems(error: ValidationError) -> str:
 
 def list_problems(error: ValidationError) -> tuple[Problem, ...]:
     """Return pydantic's findings, value by value, as `describe_problems` says them."""
-    problems = []
-    for problem in error.errors(include_url=False, include_context=False):
+    problems: list[Problem] = []
+    for problem in error.errors(include_url=False):
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InvalidInputError) and cause.problems:
+            # A validator that checks a document of its own kind, as an agent's does with its config.
+            inside = (
+                ".".join(map(str, (*problem["loc"], found.field))).strip(".") for found in cause.problems
+            )
+            problems.extend(map(Problem, inside, (found.message for found in cause.problems)))
+            continue
         # Under a name that is not known here may stand anything, a password too.
         quiet = problem["type"] in ("missing", "extra_forbidden") or "env" in problem["loc"]
         got = "" if quiet else quote_value(problem["input"])

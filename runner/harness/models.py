@@ -145,10 +145,15 @@ class AgentDraft(Model):
             raise ValueError("a name of digits only would be taken for an id; add a letter")
         return name
 
+    @field_validator("config")
+    @classmethod
+    def _config_is_valid(cls, config: dict[str, Any]) -> dict[str, Any]:
+        AgentConfig.parse(config)
+        return config
+
     @model_validator(mode="after")
     def _has_one_program(self) -> Self:
-        options = AgentConfig.parse(self.config)
-        ways = [bool(self.code), bool(self.files), options.command is not None]
+        ways = [bool(self.code), bool(self.files), self.config.get("command") is not None]
         if sum(ways) != 1:
             raise ValueError(
                 "an agent needs exactly one of code, files with an entrypoint, or config.command"

@@ -208,7 +208,7 @@ def test_the_next_fires_of_a_cron_schedule_are_shown(code: str, cli: Cli) -> Non
 
 def test_a_config_problem_names_the_path(code: str, cli: Cli) -> None:
     errors = cli("agents", "create", "a", "--code", code, "--set", "limits.cpu=1", code=2)
-    assert errors.startswith("error: config is not valid: limits.cpu: ")
+    assert errors.startswith("error: config.limits.cpu: ")
 
 
 def test_a_taken_name_is_a_conflict(code: str, cli: Cli) -> None:
