@@ -270,9 +270,11 @@ class Task(Model):
     fire_at: Instant | None = None
     #: A skipped task can stand for a run of fires, `fire_at` to this one, both included; None: for one.
     skipped_until: Instant | None = None
+    #: How many fires it stands for; 0 for a task that was not skipped.
     skipped_count: int = 0
     #: When somebody asked for the running task to be cancelled.
     cancel_requested_at: Instant | None = None
+    #: One for each container that was launched, the oldest first.
     attempts: tuple[Attempt, ...] = ()
     #: Context the caller passed instead of the stored handoff; None when the newest artifact is loaded.
     context: dict[str, Any] | None = None
@@ -280,6 +282,7 @@ class Task(Model):
     save_handoff: bool = True
     #: When a pending task may start; when a running task's lease ends; None once final.
     due_at: Instant | None = None
+    #: The runner that runs it.
     lease_owner: str | None = None
     #: Raised by every claim. Writes of a run carry the fence of their claim; an older one matches nothing.
     fence: int = 0
@@ -350,6 +353,7 @@ class ScheduleState(Model):
     anchor_at: Instant
     #: The last nominal fire that became a task or a skip.
     last_fire_at: Instant | None = None
+    #: Fires no more until it is resumed.
     paused: bool = False
     #: Taken out by `TaskScheduler.remove_agent_schedule`; comes back with `add_agent_schedule` only.
     removed: bool = False

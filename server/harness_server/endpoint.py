@@ -118,6 +118,8 @@ class Endpoint:
     answers: Mapping[int, Answer]
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    #: A body that does something sensible, for people to begin from.
+    example: Mapping[str, Any] | None = None
     #: Whether a request without a body counts as ``{}``.
     is_body_optional: bool = False
     #: Request headers with their descriptions.

@@ -59,7 +59,9 @@ def check_wait(seconds: float) -> None:
 class PageQuery(Model):
     """Which part of a list."""
 
+    #: Most items in the answer.
     limit: Limit = 100
+    #: Leave out this many, from the newest.
     offset: Offset = 0
 
 
@@ -98,12 +100,14 @@ class AgentUpdate(AgentDraft):
 class TaskQuery(PageQuery):
     """Which tasks."""
 
+    #: Only tasks that stand so.
     status: TaskStatus | None = None
 
 
 class AnyTaskQuery(TaskQuery):
     """Which tasks, of all agents."""
 
+    #: Only tasks of this agent.
     agent_id: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -177,6 +181,7 @@ class RetryQuery(Model):
 class RetryAnswer(Model):
     """What the API description answers to a retry."""
 
+    #: For people.
     message: str
     retry_count: int
     max_retries: int
@@ -201,7 +206,9 @@ class RunQuery(Model):
 class CancelRequest(Model):
     """Which tasks to cancel: all active ones that match."""
 
+    #: Only tasks of this agent.
     agent_id: Annotated[int, Field(ge=1)] | None = None
+    #: Only tasks that stand so.
     status: Literal["pending", "running"] | None = None
 
 
@@ -216,6 +223,7 @@ class AttemptList(Model):
     """A task's attempts, the oldest first."""
 
     task_id: int
+    #: One for each container that was launched.
     attempts: tuple[Attempt, ...]
 
 
@@ -223,12 +231,15 @@ class TaskUsage(Model):
     """What a task used, all attempts together."""
 
     task_id: int
+    #: How many there were.
     attempts: int
     #: The highest of any attempt.
     peak_memory_bytes: int | None
-    #: Sums over the attempts that were measured.
+    #: Sum over the attempts that were measured.
     cpu_seconds: float
+    #: Sum over the attempts that were measured.
     wall_seconds: float
+    #: All output written, kept or not.
     output_bytes: int
 
     @classmethod
@@ -249,6 +260,7 @@ class TaskUsage(Model):
 class ScheduleQuery(Model):
     """How many fires to show."""
 
+    #: So many of the next ones.
     fires: Annotated[int, Field(ge=0, le=MAX_FIRES)] = 5
 
 
@@ -260,6 +272,7 @@ class ScheduleView(Model):
     schedule: dict[str, Any] | None
     #: ``in_force``, or why it is not.
     status: Literal["in_force", "paused", "removed", "disabled", "none"]
+    #: Where it stands; None: no scheduler has seen it yet.
     state: ScheduleState | None
     next_fires: tuple[Instant, ...]
 
@@ -267,7 +280,9 @@ class ScheduleView(Model):
 class PreviewRequest(Model):
     """A schedule that is not stored."""
 
+    #: As in an agent's config.
     schedule: dict[str, Any]
+    #: So many of the next ones.
     fires: Annotated[int, Field(ge=1, le=MAX_FIRES)] = 5
 
 
@@ -280,6 +295,7 @@ class PreviewAnswer(Model):
 class BackfillRequest(Model):
     """A range of past fires, both ends included."""
 
+    #: The first instant.
     start: Instant
     #: None: now.
     end: Instant | None = None
@@ -301,6 +317,7 @@ class HandoffRequest(Model):
 class HistoryQuery(Model):
     """Which part of a handoff's history."""
 
+    #: Most items in the answer.
     limit: Limit = 100
     #: Only lower versions; the last one of a page gives the next page.
     before_version: Annotated[int, Field(ge=1)] | None = None
@@ -316,6 +333,7 @@ class HandoffHistory(Model):
 class RollbackRequest(Model):
     """Which version's state to save anew."""
 
+    #: One of the agent's history.
     version: Annotated[int, Field(ge=1)]
 
 
@@ -333,8 +351,11 @@ class Change(Model):
 
     #: JSON Pointer (RFC 6901) to the value.
     path: str
+    #: As in JSON Patch (RFC 6902).
     op: Literal["add", "remove", "replace"]
+    #: The old value; None for ``add``.
     before: Any = None
+    #: The new value; None for ``remove``.
     after: Any = None
 
 
@@ -342,18 +363,26 @@ class HandoffDiff(Model):
     """How a state changed from one version to another."""
 
     agent_id: int
+    #: The older version.
     before: int
+    #: The newer version.
     after: int
+    #: By rising path.
     changes: tuple[Change, ...]
 
 
 class SystemResources(Model):
     """What the machine of the server has."""
 
+    #: Of the whole machine.
     total_memory_mb: float
+    #: What programs can get without swapping.
     available_memory_mb: float
+    #: How much of the memory is not available.
     memory_percent: float
+    #: Logical cores.
     cpu_count: int
+    #: Of all cores together, since the last look.
     cpu_percent: float
 
 

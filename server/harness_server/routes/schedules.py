@@ -64,6 +64,8 @@ async def backfill_schedule(call: Call[NoQuery, BackfillRequest]) -> web.Respons
 _PATH = "/api/agents/{agent_id}/schedule"
 _VIEW = {200: Answer("The schedule.", ScheduleView)}
 
+_EXAMPLE = {"type": "cron", "cron": "0 3 * * *", "timezone": "Europe/Oslo"}
+
 routes = [
     Endpoint(
         method="GET",
@@ -80,6 +82,7 @@ routes = [
         handler=put_schedule,
         scope=Scope.ADMIN,
         body=ScheduleConfig,
+        example=_EXAMPLE,
         answers=_VIEW,
         errors=(AgentNotFoundError, ConflictError),
     ),
@@ -121,6 +124,7 @@ routes = [
         handler=backfill_schedule,
         scope=Scope.RUN,
         body=BackfillRequest,
+        example={"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"},
         answers={200: Answer("The new tasks.", TaskIds)},
         errors=(AgentNotFoundError, ConflictError),
     ),
@@ -130,6 +134,7 @@ routes = [
         handler=preview_schedule,
         scope=Scope.READ,
         body=PreviewRequest,
+        example={"schedule": _EXAMPLE, "fires": 3},
         answers={200: Answer("When it would fire.", PreviewAnswer)},
     ),
 ]
