@@ -266,6 +266,23 @@ async def test_head_is_get_without_the_body(path: str, http: Http) -> None:
     assert int(head.headers["Content-Length"]) == len(got.body)
 
 
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"GET /api/tasks/\x00 HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: \x00\r\n\r\n",
+        b"\x16\x03\x01\r\n\r\n",
+        b"x" * 9000,
+    ],
+)
+async def test_what_is_no_http_gets_a_400_and_no_line_in_the_log(request_text: bytes, server: Server) -> None:
+    before = server.service.log.read_text()
+
+    assert (await exchange(server, request_text)).startswith(b"HTTP/1.0 400 ")
+
+    assert server.service.log.read_text() == before
+
+
 # Bodies
 
 
@@ -432,11 +449,19 @@ class Raw:
 
 async def raw(server: Server, request_line: bytes) -> Raw:
     """Send a request line that clients would tidy up."""
+    host = urlsplit(server.url).netloc
+    return Raw(
+        await exchange(server, request_line + f"\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    )
+
+
+async def exchange(server: Server, sent: bytes) -> bytes:
+    """Send bytes; return what comes until the connection is closed."""
     where = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     try:
-        writer.write(request_line + f"\r\nHost: {where.netloc}\r\nConnection: close\r\n\r\n".encode())
-        return Raw(await asyncio.wait_for(reader.read(), 10))
+        writer.write(sent)
+        return await asyncio.wait_for(reader.read(), 10)
     finally:
         writer.close()
         await writer.wait_closed()
