@@ -297,7 +297,7 @@ class TaskRun:
         while True:
             was_live = self._lease.is_live
             try:
-                await self._output.flush()
+                await self._output.flush(is_last=True)
                 await write()
             except StoreError as error:
                 logger.warning("end of task %d not stored yet: %s", self.task.id, error)

@@ -20,9 +20,10 @@ from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.wiring import open_runtime
 from harness_server.endpoint import API, MAX_BODY_BYTES
-from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
+from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS, STREAMS
 from harness_server.middleware import add_headers, problems, request_ids
 from harness_server.routes import ENDPOINTS, docs, health
+from harness_server.streams import Streams
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
@@ -53,7 +54,9 @@ def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
     app = web.Application(middlewares=(request_ids, problems), client_max_size=MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[OPTIONS] = options
+    app[STREAMS] = Streams()
     app.cleanup_ctx.extend((_runtime, _scheduler))
+    app.on_shutdown.append(_stop_streams)
     app.on_response_prepare.append(add_headers)
     app.add_routes([*health.routes, *docs.routes])
     for endpoints in ENDPOINTS.values():
@@ -108,6 +111,10 @@ async def _runtime(app: web.Application) -> AsyncIterator[None]:
         app[RUNTIME] = runtime
         await announce_parts(runtime)
         yield
+
+
+async def _stop_streams(app: web.Application) -> None:
+    app[STREAMS].stop()
 
 
 async def _scheduler(app: web.Application) -> AsyncIterator[None]:

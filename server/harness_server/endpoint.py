@@ -103,6 +103,8 @@ class Answer:
     description: str
     model: type[BaseModel] | None = None
     media_type: str = JSON
+    #: Media types of text that it may be instead.
+    also_text: tuple[str, ...] = ()
     #: Headers with their descriptions.
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -186,6 +186,8 @@ def _response(answer: Answer, references: Mapping[Any, Any]) -> dict[str, Any]:
         response["content"] = {answer.media_type: {"schema": references[answer.model, "serialization"]}}
     elif answer.media_type != JSON:
         response["content"] = {answer.media_type: {"schema": {"type": "string"}}}
+    for media_type in answer.also_text:
+        response["content"][media_type] = {"schema": {"type": "string"}}
     return response
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources
+from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
 
 
@@ -127,16 +127,35 @@ class HarnessApi(Protocol):
             AgentBusyError: Its agent runs.
         """
 
-    def logs(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
-        """Yield a task's output in order, each piece once, over all its attempts.
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line, over all its attempts, each line once and in order.
+
+        A line comes when its end does; one that is never ended, with the end of its attempt; one of more than 1,048,576
+        characters in pieces. Lines of stdout are in order, and those of stderr; between the two, it is the order in
+        which they were ended, as far as the agent's writes were told apart. Where another attempt follows, after a
+        failure or because its runner was lost, a line whose `stream` is None stands between the two.
 
         Args:
             task_id: The task.
-            follow: Go on until the task has ended; the last event is ``end`` then.
+            follow: Go on until the task has ended.
+
+        Raises:
+            TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
+        """
+
+    def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
+        """Yield a task's output in order, each piece once, over all its attempts, and where each attempt begins.
+
+        A store, or a server, that goes away meanwhile is waited for.
+
+        Args:
+            task_id: The task.
+            follow: Go on until the task has ended. The last event is ``end`` in any case, unless `after` is the ``end``
+                of a task that has ended: then there is none.
             after: Only what comes after the event with this sequence number.
 
         Raises:
-            TaskNotFoundError: There is no such task; raised by the first step.
+            TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
         """
 
     # Schedules

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.api import handoffs, logs, runs, schedules
-from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources, check_wait
+from harness.api import handoffs, runs, schedules
+from harness.api.logs import LogReader, lines_of
+from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources, check_wait
 from harness.handoff import HandoffManager
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
 from harness.ports import Clock, Store
@@ -35,6 +36,7 @@ class LocalApi:
         self._scheduler = scheduler or TaskScheduler(store=store)
         self._handoff = HandoffManager(store=store, settings=settings)
         self._resources = ResourceManager()
+        self._logs = LogReader(store, clock)
 
     # Agents
 
@@ -120,9 +122,13 @@ class LocalApi:
         """Have a failed task tried again."""
         return await self._scheduler.retry_failed_task(task_id, force=force)
 
-    def logs(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
-        """Yield a task's output."""
-        return logs.follow(self._store, self._clock, task_id, follow=follow, after=after)
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
+        """Yield a task's output in order."""
+        return self._logs.events(task_id, follow=follow, after=after)
 
     # Schedules
 

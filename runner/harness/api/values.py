@@ -5,7 +5,8 @@ The nouns themselves (`Agent`, `Task`, `HandoffArtifact` …) are in `harness.mo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from datetime import datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -389,13 +390,16 @@ class SystemResources(Model):
 class LogQuery(Model):
     """Which part of a task's output, and in what form."""
 
-    #: Go on until the task has ended, as server-sent events; otherwise what is there, as text.
+    #: Go on until the task has ended, as server-sent events. False: what is there, as plain text; as events too for
+    #: who accepts ``text/event-stream``.
     follow: bool = True
     #: Only one of the two streams.
     stream: Literal["stdout", "stderr"] | None = None
-    #: Only what came after the chunk with this sequence number; the header ``Last-Event-ID`` counts before it.
+    #: Only one of the attempts, by its number.
+    attempt: Annotated[int, Field(ge=1, lt=2**21)] | None = None
+    #: Only what comes after the event with this sequence number; the header ``Last-Event-ID`` counts before it.
     after: Annotated[int, Field(ge=-1, le=2**53)] = -1
-    #: Have a browser save it as a file.
+    #: Have a browser save what is there as a file.
     download: bool = False
 
 
@@ -408,5 +412,24 @@ class LogEvent(Model):
     #: ``dropped`` says that this reader was too slow, and where it may go on. ``end`` is the last one.
     kind: Literal["stdout", "stderr", "attempt", "dropped", "end"]
     attempt: int
+    #: Output: whole characters, not whole lines; bytes that are no UTF-8 are U+FFFD. With ``end``: the task's status, or
+    #: ``deleted``.
     text: str = ""
     at: Instant | None = None
+
+
+class LogLine(NamedTuple):
+    """One line of a task's output, or a mark between two attempts; as text it is the line."""
+
+    #: Without its line end.
+    text: str
+    #: None: a mark; the lines from here on are by another attempt, since the one before failed or lost its runner.
+    stream: Literal["stdout", "stderr"] | None
+    attempt: int
+    #: When the piece of output that ended it was recorded.
+    at: datetime | None
+    #: Of the event that ended it. A line may be only a part of an event.
+    seq: int
+
+    def __str__(self) -> str:
+        return self.text

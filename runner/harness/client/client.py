@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from harness.api.logs import lines_of
 from harness.api.values import (
     AgentPage,
     AttemptList,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
+    LogEvent,
+    LogLine,
     PreviewAnswer,
     ScheduleView,
     SystemResources,
@@ -27,6 +29,7 @@ from harness.api.values import (
     check_idempotency_key,
     check_wait,
 )
+from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
 from harness.models import Agent, AgentDraft, Attempt, HandoffArtifact, Page, Task, TaskStatus, render_instant
@@ -184,6 +187,18 @@ class HarnessClient:
         """Return what a task used, or raise `TaskNotFoundError`."""
         return await self._ask(TaskUsage, "GET", f"/api/tasks/{task_id}/usage")
 
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line; connections that break are made anew."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    async def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncIterator[LogEvent]:
+        """Yield a task's output in order."""
+        path, query = f"/api/tasks/{task_id}/logs", {"follow": follow}
+        async for _, data in read_events(self._transport, path, query, after=after):
+            yield self._read(LogEvent, data)
+
     # Schedules
 
     async def get_schedule(self, agent_id: int, *, fires: int = 5) -> ScheduleView:
@@ -279,10 +294,12 @@ class HarnessClient:
 
     async def _ask(self, model: type[ModelT], method: str, path: str, **given: Any) -> ModelT:
         """Exchange a request for a model."""
-        body = await self._transport.send(method, path, **given)
+        return self._read(model, await self._transport.send(method, path, **given))
+
+    def _read(self, model: type[ModelT], data: bytes) -> ModelT:
         try:
-            return model.model_validate(json.loads(body))
-        except (ValueError, ValidationError) as error:
+            return model.model_validate_json(data)
+        except ValidationError as error:
             raise ServerUnavailableError(
                 f"the server at {self._transport.url} answered what this client can't read; is it of another release?"
             ) from error

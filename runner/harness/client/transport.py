@@ -20,7 +20,7 @@ from harness.jsontext import encode_document
 TRIES = 4
 BACK_OFF_SECONDS = (0.1, 0.5, 2.0)
 #: Statuses that say "not now".
-_NOT_NOW = frozenset({429, 502, 503, 504})
+NOT_NOW = frozenset({429, 502, 503, 504})
 #: Longest Retry-After that is obeyed, in seconds.
 _MAX_RETRY_AFTER_SECONDS = 10.0
 
@@ -98,7 +98,7 @@ class Transport:
                     raise self._unavailable(error) from error
             except HarnessError as error:
                 wait = next(waits, None)
-                if wait is None or getattr(error, "status", 0) not in _NOT_NOW:
+                if wait is None or getattr(error, "status", 0) not in NOT_NOW:
                     raise
                 wait = max(wait, getattr(error, "retry_after_seconds", 0.0))
             # Spread, so that many clients of one server do not come back at the same moment.
@@ -114,6 +114,7 @@ class Transport:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         total_seconds: float | None = 0,
+        silence_seconds: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request once, and yield an answer that is no error, its body unread.
 
@@ -124,6 +125,7 @@ class Transport:
             body: Rendered as JSON; None: no body.
             headers: Beyond the usual.
             total_seconds: Beyond the timeout; None: it may go on for ever, as long as something comes.
+            silence_seconds: How long nothing may come then; None: the timeout.
 
         Raises:
             HarnessError: What the server says.
@@ -137,7 +139,7 @@ class Transport:
         timeout = aiohttp.ClientTimeout(
             total=None if total_seconds is None else self._timeout_seconds + total_seconds,
             sock_connect=self._timeout_seconds,
-            sock_read=self._timeout_seconds if total_seconds is None else None,
+            sock_read=(silence_seconds or self._timeout_seconds) if total_seconds is None else None,
         )
         params = {name: _query_text(value) for name, value in (query or {}).items() if value is not None}
         content = None if body is None else encode_document(body, what="the body").encode()
