@@ -36,7 +36,10 @@ T = TypeVar("T")
 def _as_utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("an instant needs a time zone; use datetime.now(UTC)")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("an instant lies between the years 1 and 9999 in UTC") from None
 
 
 def render_instant(value: datetime) -> str:

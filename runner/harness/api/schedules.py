@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harness import triggers
 from harness.api.values import MAX_FIRES, ScheduleView
-from harness.config import AgentConfig
+from harness.config import MIN_INSTANT, AgentConfig
 from harness.errors import ConflictError, InvalidInputError, VersionConflictError
 from harness.models import AgentDraft, ScheduleState
 from harness.ports import Store
@@ -66,6 +66,10 @@ async def backfill(
     store: Store, scheduler: TaskScheduler, agent_id: int, start: datetime, end: datetime | None
 ) -> Sequence[int]:
     """Make tasks of past fires that have none; return their ids."""
+    if start < MIN_INSTANT:
+        raise InvalidInputError(
+            f"the range begins at {start.isoformat()}; begin it in {MIN_INSTANT.year} or later"
+        )
     last = await store.now() if end is None else end
     if last < start:
         raise InvalidInputError(

@@ -21,6 +21,11 @@ SCHEDULE = {"type": "cron", "cron": "0 3 * * *"}
 
 ALL = {endpoint.name: endpoint for endpoints in ENDPOINTS.values() for endpoint in endpoints}
 
+
+async def read(client: HarnessClient, task: Task) -> None:
+    assert [event.kind async for event in client.log_events(task.id)][-1] == "end"
+
+
 #: Called with a client, an agent that has a schedule and two handoff artifacts, and a task of it that failed.
 Ask = Callable[[HarnessClient, Agent, Task], Awaitable[object]]
 
@@ -33,6 +38,7 @@ ASK: dict[str, Ask] = {
     "show_task_record": lambda client, agent, task: client.get_task(task.id),
     "list_attempts": lambda client, agent, task: client.task_attempts(task.id),
     "show_task_usage": lambda client, agent, task: client.task_usage(task.id),
+    "read_logs": lambda client, agent, task: read(client, task),
     "cancel_task": lambda client, agent, task: client.cancel_task(task.id),
     "create_agent": lambda client, agent, task: client.create_agent(draft()),
     "list_agents": lambda client, agent, task: client.list_agents(limit=1),

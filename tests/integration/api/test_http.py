@@ -355,6 +355,16 @@ async def test_a_body_that_is_no_request_is_refused_and_does_nothing(
     assert (await client.list_tasks(agent_id=agent.id)).total_count == 0
 
 
+@pytest.mark.parametrize(
+    "start", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01", "1e99", ""]
+)
+async def test_an_instant_that_is_none_is_refused(start: str, http: Http, agent: Agent) -> None:
+    path = f"/api/agents/{agent.id}/schedule/backfill"
+    refused = await http("POST", path, status=422, json={"start": start})
+
+    assert refused.fields == ["start"]
+
+
 async def test_numbers_and_text_come_back_as_they_were_sent(http: Http, agent: Agent) -> None:
     state = '{"big": 123456789012345678901234567890, "float": 0.1, "zero": -0.0, "text": "\\u0000 \\ud83d\\ude00"}'
     path = f"/api/agents/{agent.id}/handoff"

@@ -156,5 +156,7 @@ async def test_a_range_of_missed_fires_ends_after_its_begin_and_before_now(
         await api.backfill(agent.id, now, now + timedelta(days=1))
     with pytest.raises(InvalidInputError, match="before"):
         await api.backfill(agent.id, now - timedelta(days=1), now - timedelta(days=2))
+    with pytest.raises(InvalidInputError, match="begin it in 1970"):
+        await api.backfill(agent.id, datetime.min.replace(tzinfo=UTC))
     with pytest.raises(InvalidInputError, match="no schedule"):
         await api.backfill(without.id, now - timedelta(days=1))
