@@ -12,9 +12,13 @@ from harness.cli.app import invoke
 from harness.cli.session import exit_code
 from harness.errors import (
     AgentBusyError,
+    AuthenticationError,
     EngineUnavailableError,
     HarnessError,
     LeaseLostError,
+    PermissionDeniedError,
+    RateLimitedError,
+    ServerUnavailableError,
     SettingsError,
     StateRejectedError,
     StoreUnavailableError,
@@ -131,7 +135,11 @@ def test_a_group_without_a_command_shows_its_help(cli: Cli) -> None:
         (SettingsError, 2),
         (TaskNotFoundError, 3),
         (AgentBusyError, 3),
+        (AuthenticationError, 2),
+        (PermissionDeniedError, 2),
         (StoreUnavailableError, 4),
+        (ServerUnavailableError, 4),
+        (RateLimitedError, 4),
         (EngineUnavailableError, 4),
     ],
 )
