@@ -57,7 +57,8 @@ class Model(BaseModel):
     """Frozen, and closed to unknown fields."""
 
     # Configs hold secrets, and pydantic's own messages quote what they refuse.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built when they are first used: a command uses a few of them, and should come at once.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 class TaskStatus(StrEnum):

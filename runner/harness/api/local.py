@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.api import handoffs, runs, schedules
 from harness.api.logs import LogReader, lines_of
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources, check_wait
-from harness.handoff import HandoffManager
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
 from harness.ports import Clock, Store
-from harness.resources import ResourceManager
-from harness.scheduler import TaskScheduler
 from harness.settings import Settings
+
+if TYPE_CHECKING:
+    from harness.handoff import HandoffManager
+    from harness.resources import ResourceManager
+    from harness.scheduler import TaskScheduler
 
 
 class LocalApi:
@@ -33,10 +36,29 @@ class LocalApi:
         """
         self._store = store
         self._clock = clock
-        self._scheduler = scheduler or TaskScheduler(store=store)
-        self._handoff = HandoffManager(store=store, settings=settings)
-        self._resources = ResourceManager()
+        self._settings = settings
+        self._given_scheduler = scheduler
         self._logs = LogReader(store, clock)
+
+    # Made, and imported, for who asks for them: a command that lists tasks needs none of it, and should come at once.
+
+    @cached_property
+    def _scheduler(self) -> TaskScheduler:
+        from harness.scheduler import TaskScheduler
+
+        return self._given_scheduler or TaskScheduler(store=self._store)
+
+    @cached_property
+    def _handoff(self) -> HandoffManager:
+        from harness.handoff import HandoffManager
+
+        return HandoffManager(store=self._store, settings=self._settings)
+
+    @cached_property
+    def _resources(self) -> ResourceManager:
+        from harness.resources import ResourceManager
+
+        return ResourceManager()
 
     # Agents
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.api.values import check_idempotency_key
 from harness.errors import DuplicateFireError, IdempotencyKeyReusedError, TaskNotFoundError
 from harness.jsontext import check_json
 from harness.models import Task, TaskStatus
 from harness.ports import Clock, Store
-from harness.scheduler import TaskScheduler
+
+if TYPE_CHECKING:
+    from harness.scheduler import TaskScheduler
 
 #: Pauses between two looks at a task that is waited for, in seconds: short runs are seen soon, long ones cost little.
 FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 0.02, 0.5

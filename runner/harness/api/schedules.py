@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness import triggers
 from harness.api.values import MAX_FIRES, ScheduleView
 from harness.config import MIN_INSTANT, AgentConfig
 from harness.errors import ConflictError, InvalidInputError, VersionConflictError
 from harness.models import AgentDraft, ScheduleState
 from harness.ports import Store
-from harness.scheduler import TaskScheduler
+
+if TYPE_CHECKING:
+    from harness.scheduler import TaskScheduler
 
 #: How often a change is begun anew when others change the agent at the same time.
 _TRIES = 10
@@ -56,6 +57,8 @@ async def write(store: Store, agent_id: int, schedule: dict[str, Any] | None) ->
 def preview(schedule: dict[str, Any], now: datetime, fires: int) -> Sequence[datetime]:
     """Return when a schedule would fire if it came into force now."""
     _check_fires(fires, least=1)
+    from harness import triggers
+
     options = AgentConfig.parse({"schedule": schedule}).schedule
     if options is None:
         raise InvalidInputError("there is no schedule to preview; give one")

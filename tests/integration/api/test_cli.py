@@ -179,7 +179,9 @@ def test_a_failed_run_exits_1_and_can_be_retried_and_cancelled(harness: Shell) -
 
 
 def test_a_run_that_is_retried_is_followed_through_all_its_attempts(harness: Shell) -> None:
-    code = "import handoff\nprint('attempt', handoff.task.attempt)\nraise SystemExit(handoff.task.attempt != 2)"
+    code = (
+        "import handoff\nprint('attempt', handoff.task.attempt)\nraise SystemExit(handoff.task.attempt != 2)"
+    )
     harness.create(code, "--set", "retry.delay_seconds=0")
 
     ended = harness("run", harness.name)
