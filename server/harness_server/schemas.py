@@ -36,6 +36,8 @@ _EVERYWHERE = {
     "ended_at": "When it ended; null while it runs.",
     "result": "The run's summary, or the last line of its output.",
     "error": "What went wrong.",
+    "attempt": "Which attempt it belongs to, by its number.",
+    "at": "When it was recorded.",
     "exit_code": "Of the agent's program; 128 + n after signal n.",
     "retry_count": "How often it was tried again.",
     "max_retries": "How often it may be tried again.",

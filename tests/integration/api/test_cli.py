@@ -187,7 +187,7 @@ def test_a_run_that_is_retried_is_followed_through_all_its_attempts(harness: She
     ended = harness("run", harness.name)
 
     assert (ended.code, ended.out) == (0, "attempt 1\nattempt 2\n")
-    assert "\nattempt 2\n" in ended.err
+    assert "attempt 2\n" in ended.err
 
 
 async def test_a_detached_run_is_followed_by_its_log(harness: Shell) -> None:
