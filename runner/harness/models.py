@@ -228,6 +228,10 @@ class Usage(Model):
     container_start_seconds: float | None = None
     #: All output written, kept or not.
     output_bytes: int = 0
+    #: Highest of the samples taken while it ran, processes and threads counted alike; None for a run too short for one.
+    peak_processes: int | None = None
+    #: The same, in per cent of one core.
+    peak_cpu_percent: float | None = None
 
 
 class Attempt(Model):
@@ -446,6 +450,22 @@ class LogChunk(Model):
     stream: Literal["stdout", "stderr"]
     data: bytes
     at: Instant
+
+
+class UsageSample(Model):
+    """What a running container used at one moment, by the rules of ``docker stats``. None: the engine does not say."""
+
+    #: Orders the samples of a task across attempts; made by `log_seq`.
+    seq: int
+    at: Instant
+    #: Without the page cache that the kernel can drop at once.
+    memory_bytes: int | None = None
+    #: Since the sample before, in per cent of one core, so 200.0 is two full cores.
+    cpu_percent: float | None = None
+    #: Since the container's start.
+    cpu_seconds: float | None = None
+    #: Processes and threads.
+    processes: int | None = None
 
 
 def log_seq(attempt: int, index: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from tests.services import Site, site, stopwatch
 from harness.api.values import LogEvent, LogLine
 from harness.client import HarnessClient
 from harness.errors import TaskNotFoundError
-from harness.models import TaskStatus
+from harness.models import TaskStatus, UsageSample
 
 __all__ = ["site"]
 
@@ -306,6 +307,19 @@ async def test_a_reader_of_a_task_that_is_deleted_gets_an_end(site: Site) -> Non
             await lines(client, task_id)
 
 
+async def test_a_reader_that_has_seen_enough_leaves_at_once(site: Site) -> None:
+    url = await site.start("serve").url()
+    task_id = await start(site, "import time\nfor n in range(9): print(n, flush=True)\ntime.sleep(60)")
+    async with HarnessClient(url) as client:
+        async for line in client.logs(task_id):
+            if line.text == "4":
+                break
+        await site.until_output(task_id, b"8\n")
+        assert [line.text async for line in client.logs(task_id, follow=False)] == [*"012345678"]
+        await client.cancel_task(task_id)
+        assert [line.text async for line in client.logs(task_id)] == [*"012345678"]
+
+
 async def test_a_server_has_a_bounded_number_of_places_and_frees_them_at_once(site: Site) -> None:
     url = await site.start("serve").url()
     task_id = await start(site, "import time\nprint('begun', flush=True)\ntime.sleep(60)")
@@ -328,3 +342,50 @@ async def test_a_server_has_a_bounded_number_of_places_and_frees_them_at_once(si
 
     await wait_until(has_places, what="a free place", timeout_seconds=3)
     await site.store.cancel_task(task_id)
+
+
+#: Holds 48 MiB, three processes and most of a core for some seconds.
+HUNGRY = """
+import subprocess, sys, time
+held = bytearray(48 * 1024 * 1024)
+others = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(6)"]) for _ in range(2)]
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    pass
+"""
+
+
+async def test_what_a_run_uses_is_seen_from_any_server_while_it_lives_and_afterwards(site: Site) -> None:
+    site.start("serve")
+    await site.services[0].until("started")
+    url = await site.start("serve").url()
+    task_id = await start(site, HUNGRY)
+
+    async with HarnessClient(url) as client:
+        live: list[tuple[UsageSample, TaskStatus]] = []
+        async for sample in client.stats(task_id):
+            live.append((sample, (await client.get_task(task_id)).status))  # noqa: PERF401 - while it grows
+        afterwards = [sample async for sample in client.stats(task_id, follow=False)]
+        task = await client.get_task(task_id)
+
+    assert live[0][1] is TaskStatus.RUNNING
+    assert [sample for sample, _ in live] == afterwards
+    assert max(sample.memory_bytes or 0 for sample in afterwards) > 48 * 1024 * 1024
+    assert max(sample.processes or 0 for sample in afterwards) >= 3
+    assert max(sample.cpu_percent or 0 for sample in afterwards) > 10
+    assert task.attempt is not None
+    usage = task.attempt.usage
+    assert usage.peak_processes == max(sample.processes or 0 for sample in afterwards)
+    assert usage.peak_cpu_percent is not None
+    # The kernel's own count, which samples do not replace.
+    assert (usage.peak_memory_bytes or 0) >= max(sample.memory_bytes or 0 for sample in afterwards)
+
+    path = f"{url}/api/tasks/{task_id}/stats"
+    assert len(json.loads(await curl(path))["samples"]) == len(afterwards)
+    assert len(json.loads(await curl(f"{path}?after={afterwards[0].seq}"))["samples"]) == len(afterwards) - 1
+    stream = await curl("-H", f"Last-Event-ID: {afterwards[-2].seq}", f"{path}?follow=true")
+    names = [line for line in stream.split("\n") if line.startswith("event: ")]
+    assert names == ["event: sample", "event: end"]
+    last_id = stream.rpartition("id: ")[2].partition("\n")[0]
+    answer = await curl("-w", "%{http_code}", "-H", f"Last-Event-ID: {last_id}", f"{path}?follow=true")
+    assert answer == "204"

@@ -35,6 +35,7 @@ LAYERS = (
         "worker",
         "lease",
         "output",
+        "sampling",
     },
     {"api", "store", "sandbox"},
     {"wiring", "testing", "announce"},

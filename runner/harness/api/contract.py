@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
+from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 
 
 class HarnessApi(Protocol):
@@ -156,6 +156,20 @@ class HarnessApi(Protocol):
 
         Raises:
             TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
+        """
+
+    def stats(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses, over all its attempts, each once and in order.
+
+        The first comes a second after an attempt's begin, so short runs have none; later ones are further apart.
+
+        Args:
+            task_id: The task.
+            follow: Go on until the task has ended, or is deleted.
+            after: Only what comes after the sample with this sequence number.
+
+        Raises:
+            TaskNotFoundError: There is no such task; raised by the first step.
         """
 
     # Schedules

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.api import handoffs, runs, schedules
+from harness.api import handoffs, runs, schedules, stats
 from harness.api.logs import LogReader, lines_of
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources, check_wait
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
+from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.ports import Clock, Store
 from harness.settings import Settings
 
@@ -148,9 +148,15 @@ class LocalApi:
         """Yield a task's output line by line."""
         return lines_of(self.log_events(task_id, follow=follow))
 
-    def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
         """Yield a task's output in order."""
         return self._logs.events(task_id, follow=follow, after=after)
+
+    def stats(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        return stats.follow(self._store, self._clock, task_id, follow=follow, after=after)
 
     # Schedules
 

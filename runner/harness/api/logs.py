@@ -7,8 +7,9 @@ likes, come late, or ask another process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 
 from harness.api.values import LogEvent, LogLine
@@ -48,7 +49,7 @@ class LogReader:
         #: By task and sequence number: when the look began, and the look.
         self._looks: OrderedDict[tuple[int, int], tuple[float, asyncio.Task[_Look]]] = OrderedDict()
 
-    async def events(self, task_id: int, *, follow: bool, after: int) -> AsyncIterator[LogEvent]:
+    async def events(self, task_id: int, *, follow: bool, after: int) -> AsyncGenerator[LogEvent, None]:
         """Yield what comes after the sequence number `after`; see `harness.api.HarnessApi.log_events`."""
         seq = after
         look = await self._look(task_id, seq)
@@ -168,8 +169,14 @@ def _end(task: Task, seq: int) -> LogEvent:
     )
 
 
-async def lines_of(events: AsyncIterator[LogEvent]) -> AsyncIterator[LogLine]:
+async def lines_of(events: AsyncGenerator[LogEvent, None]) -> AsyncGenerator[LogLine, None]:
     """Put events together to lines; see `harness.api.HarnessApi.logs`."""
+    async with contextlib.aclosing(events):
+        async for line in _lines(events):
+            yield line
+
+
+async def _lines(events: AsyncIterator[LogEvent]) -> AsyncIterator[LogLine]:
     #: The begin of each stream's current line, and the last event with a part of it.
     begun: dict[str, tuple[str, LogEvent]] = {}
     is_first = True

@@ -22,6 +22,7 @@ from harness.models import (
     ScheduleState,
     Task,
     TaskStatus,
+    UsageSample,
 )
 
 #: Longest list that one answer holds.
@@ -242,6 +243,9 @@ class TaskUsage(Model):
     wall_seconds: float
     #: All output written, kept or not.
     output_bytes: int
+    #: The highest of any attempt, by samples.
+    peak_processes: int | None
+    peak_cpu_percent: float | None
 
     @classmethod
     def of(cls, task: Task) -> Self:
@@ -255,6 +259,11 @@ class TaskUsage(Model):
             cpu_seconds=sum(usage.cpu_seconds or 0.0 for usage in usages),
             wall_seconds=sum(usage.wall_seconds or 0.0 for usage in usages),
             output_bytes=sum(usage.output_bytes for usage in usages),
+            peak_processes=max((usage.peak_processes or 0 for usage in usages), default=0) or None,
+            peak_cpu_percent=max(
+                (usage.peak_cpu_percent for usage in usages if usage.peak_cpu_percent is not None),
+                default=None,
+            ),
         )
 
 
@@ -385,6 +394,22 @@ class SystemResources(Model):
     cpu_count: int
     #: Of all cores together, since the last look.
     cpu_percent: float
+
+
+class StatsQuery(Model):
+    """Which samples, and in what form."""
+
+    #: Go on until the task has ended, as server-sent events.
+    follow: bool = False
+    #: Only what comes after the sample with this sequence number; the header ``Last-Event-ID`` counts before it.
+    after: Annotated[int, Field(ge=-1, le=2**53)] = -1
+
+
+class SampleList(Model):
+    """Samples of what a task used, the oldest first."""
+
+    task_id: int
+    samples: tuple[UsageSample, ...]
 
 
 class LogQuery(Model):

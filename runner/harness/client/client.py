@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -32,7 +33,17 @@ from harness.api.values import (
 from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
-from harness.models import Agent, AgentDraft, Attempt, HandoffArtifact, Page, Task, TaskStatus, render_instant
+from harness.models import (
+    Agent,
+    AgentDraft,
+    Attempt,
+    HandoffArtifact,
+    Page,
+    Task,
+    TaskStatus,
+    UsageSample,
+    render_instant,
+)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -193,11 +204,22 @@ class HarnessClient:
 
     async def log_events(
         self, task_id: int, *, follow: bool = True, after: int = -1
-    ) -> AsyncIterator[LogEvent]:
+    ) -> AsyncGenerator[LogEvent, None]:
         """Yield a task's output in order."""
         path, query = f"/api/tasks/{task_id}/logs", {"follow": follow}
-        async for _, data in read_events(self._transport, path, query, after=after):
-            yield self._read(LogEvent, data)
+        async with aclosing(read_events(self._transport, path, query, after=after)) as events:
+            async for _, data in events:
+                yield self._read(LogEvent, data)
+
+    async def stats(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        path, query = f"/api/tasks/{task_id}/stats", {"follow": follow}
+        async with aclosing(read_events(self._transport, path, query, after=after)) as events:
+            async for name, data in events:
+                if name == "sample":
+                    yield self._read(UsageSample, data)
 
     # Schedules
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -23,7 +23,7 @@ SILENCE_SECONDS = 30.0
 
 async def read_events(
     transport: Transport, path: str, query: Mapping[str, Any], *, after: int
-) -> AsyncIterator[tuple[str, bytes]]:
+) -> AsyncGenerator[tuple[str, bytes], None]:
     """Yield events by name with their data, until the one that is named ``end``.
 
     Args:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from harness_server.endpoint import Endpoint
-from harness_server.routes import agents, handoffs, logs, schedules, system, tasks
+from harness_server.routes import agents, handoffs, logs, schedules, stats, system, tasks
 
 #: By the tag that groups them on the docs page.
 ENDPOINTS: dict[str, list[Endpoint]] = {
-    "tasks": [*tasks.routes, *logs.routes],
+    "tasks": [*tasks.routes, *logs.routes, *stats.routes],
     "agents": agents.routes,
     "schedules": schedules.routes,
     "handoffs": handoffs.routes,
