@@ -245,6 +245,7 @@ class TaskUsage(Model):
     output_bytes: int
     #: The highest of any attempt, by samples.
     peak_processes: int | None
+    #: The same, in per cent of one core.
     peak_cpu_percent: float | None
 
     @classmethod
@@ -409,6 +410,7 @@ class SampleList(Model):
     """Samples of what a task used, the oldest first."""
 
     task_id: int
+    #: About one a second at first, further apart in a long run.
     samples: tuple[UsageSample, ...]
 
 

@@ -26,6 +26,11 @@ async def read(client: HarnessClient, task: Task) -> None:
     assert [event.kind async for event in client.log_events(task.id)][-1] == "end"
 
 
+async def sample(client: HarnessClient, task: Task) -> None:
+    async for sampled in client.stats(task.id):
+        assert sampled.seq > 0
+
+
 #: Called with a client, an agent that has a schedule and two handoff artifacts, and a task of it that failed.
 Ask = Callable[[HarnessClient, Agent, Task], Awaitable[object]]
 
@@ -39,6 +44,7 @@ ASK: dict[str, Ask] = {
     "list_attempts": lambda client, agent, task: client.task_attempts(task.id),
     "show_task_usage": lambda client, agent, task: client.task_usage(task.id),
     "read_logs": lambda client, agent, task: read(client, task),
+    "read_stats": lambda client, agent, task: sample(client, task),
     "cancel_task": lambda client, agent, task: client.cancel_task(task.id),
     "create_agent": lambda client, agent, task: client.create_agent(draft()),
     "list_agents": lambda client, agent, task: client.list_agents(limit=1),
