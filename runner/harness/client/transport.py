@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.client_middlewares import ClientHandlerType
 
 from harness import errors
 from harness.errors import HarnessError, InvalidInputError, Problem, ServerUnavailableError
@@ -89,7 +90,13 @@ class Transport:
         while True:
             try:
                 async with self.stream(
-                    method, path, query=query, body=body, headers=headers, total_seconds=extra_seconds
+                    method,
+                    path,
+                    query=query,
+                    body=body,
+                    headers=headers,
+                    total_seconds=extra_seconds,
+                    is_repeatable=is_repeatable,
                 ) as answer:
                     return await answer.read()
             except (ServerUnavailableError, aiohttp.ClientError, TimeoutError) as error:
@@ -115,6 +122,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         total_seconds: float | None = 0,
         silence_seconds: float | None = None,
+        is_repeatable: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request once, and yield an answer that is no error, its body unread.
 
@@ -126,6 +134,7 @@ class Transport:
             headers: Beyond the usual.
             total_seconds: Beyond the timeout; None: it may go on for ever, as long as something comes.
             silence_seconds: How long nothing may come then; None: the timeout.
+            is_repeatable: Whether it does no harm if it reaches the server twice.
 
         Raises:
             HarnessError: What the server says.
@@ -152,6 +161,7 @@ class Transport:
                 headers={**({} if body is None else {"Content-Type": "application/json"}), **(headers or {})},
                 timeout=timeout,
                 allow_redirects=False,
+                middlewares=() if is_repeatable else (_send_once,),
             )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unavailable(error) from error
@@ -185,6 +195,14 @@ class Transport:
         error.status = response.status  # type: ignore[attr-defined]
         error.retry_after_seconds = _retry_after_seconds(response)  # type: ignore[attr-defined]
         return error
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from what it does when a connection is lost: it sends each PUT and DELETE a second time."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
 
 
 def _all_classes(root: type[HarnessError]) -> Iterator[type[HarnessError]]:
