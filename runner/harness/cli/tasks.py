@@ -222,8 +222,8 @@ def logs(
     output = LiveOutput(sys.stdout, sys.stderr if stream is LogStream.BOTH else sys.stdout)
 
     async def work() -> None:
-        async with open_api() as api:
-            async for event in api.log_events(task, follow=follow):
+        async with open_api() as api, contextlib.aclosing(api.log_events(task, follow=follow)) as events:
+            async for event in events:
                 if output.reader_is_gone:
                     return
                 if event.kind in ("stdout", "stderr") and event.kind in wanted:

@@ -24,7 +24,8 @@ print("a warning", file=sys.stderr)
 handoff.save({"count": count}, f"counted to {count}")
 """
 LONG = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
-NEVER_RETRIED = ("--set", "retry.max_attempts=0")
+#: And, by hand, only after longer than a test takes.
+NEVER_RETRIED = ("--set", "retry.max_attempts=0", "--set", "retry.delay_seconds=600")
 
 
 class Ended:
