@@ -48,6 +48,8 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "fire_schedules": store.fire_schedules([]),
         "append_logs": store.append_logs(1, 1, []),
         "read_logs": store.read_logs(1),
+        "append_samples": store.append_samples(1, 1, []),
+        "read_samples": store.read_samples(1),
         "save_artifact": store.save_artifact(1, state()),
         "newest_artifact": store.newest_artifact(1),
         "clear_artifact": store.clear_artifact(1),

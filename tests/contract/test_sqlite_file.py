@@ -4,6 +4,7 @@ import asyncio
 import re
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -255,3 +256,18 @@ async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, ca
         looks = [row["detail"] for row in rows if re.match("(SCAN|SEARCH) (tasks|schedules)", row["detail"])]
         assert looks
         assert [look for look in looks if not PRESENT.search(look)] == []
+
+
+async def test_a_close_that_is_cancelled_leaves_no_thread_that_keeps_the_process(path: Path) -> None:
+    before = threading.active_count()
+    store = SqliteStore(path)
+    await store.open()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    async with asyncio.timeout(5):
+        while threading.active_count() > before:  # noqa: ASYNC110 - there is no event for the end of a thread
+            await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import aiosqlite
 
+from harness.aio import uninterrupted
 from harness.errors import (
     InvalidInputError,
     SchemaTooNewError,
@@ -149,11 +150,8 @@ class SqliteFile:
         """Close the file after what is under way."""
         reader, writer = self._reader, self._connection
         self._reader = self._connection = None
-        if reader is not None and reader is not writer:
-            await reader.close()
-        if writer is not None:
-            # Last, so that it is the one that merges the write-ahead log into the file.
-            await writer.close()
+        # Both, also when the caller is cancelled meanwhile: a thread that is left over would keep the process from ending.
+        await uninterrupted(_close(reader, writer))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the database."""
@@ -299,6 +297,16 @@ class SqliteFile:
             case sqlite3.SQLITE_TOOBIG:
                 return InvalidInputError(f"a value is too large for the store {name} ({error})")
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
+
+
+async def _close(reader: _Connection | None, writer: _Connection | None) -> None:
+    try:
+        if reader is not None and reader is not writer:
+            await reader.close()
+    finally:
+        if writer is not None:
+            # Last, so that it is the one that merges the write-ahead log into the file.
+            await writer.close()
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:
