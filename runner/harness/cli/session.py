@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from harness.api import HarnessApi
     from harness.client import HarnessClient
     from harness.models import Agent
+    from harness.ports import Store
     from harness.settings import Settings
 
 T = TypeVar("T")
@@ -166,13 +167,22 @@ async def open_api() -> AsyncIterator[HarnessApi]:
         return
     from harness.api import LocalApi
     from harness.clock import SystemClock
+
+    async with open_store() as store:
+        yield LocalApi(store, clock=SystemClock(), settings=settings)
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[Store]:
+    """Open the store that the settings name, for what is done to a store itself, whatever HARNESS_URL says."""
+    from harness.clock import SystemClock
+    from harness.settings import get_settings
     from harness.wiring import make_store
 
-    clock = SystemClock()
-    store = make_store(settings, clock)
+    store = make_store(get_settings(), SystemClock())
     try:
         await store.open()
-        yield LocalApi(store, clock=clock, settings=settings)
+        yield store
     finally:
         await store.close()
 
