@@ -134,7 +134,8 @@ class Store(Protocol):
 
         Raises:
             AgentNotFoundError: There is no such agent.
-            DuplicateFireError: A task of this agent with this `fire_at` exists.
+            DuplicateFireError: A task of this agent with this `fire_at`, or this `request_key`, exists, whatever became
+                of it; the error has its id. This counts more than a slot that is not free.
             AgentBusyError: No slot is free, and `when_busy` is `REJECT`; the message names a task that holds one.
         """
 

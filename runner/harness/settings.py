@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(loopback_address)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
 
+    #: A server that `harness agents`, `tasks` and so on speak to. Not set: they work on the store themselves.
+    url: str | None = None
+    #: What they identify themselves with there.
+    token: SecretStr | None = None
+
     #: Where the Docker Engine answers. Not set: DOCKER_HOST, the current docker context, the usual sockets.
     docker_host: str | None = Field(
         default=None, validation_alias=AliasChoices("HARNESS_DOCKER_HOST", "DOCKER_HOST", "docker_host")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from harness.announce import announce_parts
 from harness.api import LocalApi
@@ -25,6 +27,15 @@ from harness_server.streams import Streams
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
+
+
+def _is_ours_to_mend(record: logging.LogRecord) -> bool:
+    """Whether a record of aiohttp's is about the server: whoever sends what is no HTTP must not fill its log."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+_http_log = logging.getLogger("harness_server.http")
+_http_log.addFilter(_is_ours_to_mend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,9 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
     # First of all: a second server on one address is a mistake, and must neither fire nor run anything.
     with _listen(settings.host, settings.port) as listener:
         # Bodies stay as they are sent: one that unfolds to a gigabyte is refused, not unfolded.
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False, logger=_http_log
+        )
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()

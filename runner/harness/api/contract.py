@@ -6,7 +6,7 @@ Any call may raise `StoreUnavailableError` and `InvalidInputError`; over HTTP al
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -77,8 +77,8 @@ class HarnessApi(Protocol):
             context: What it sees as ``context``; None: the state that its last run left.
             save_handoff: Whether a completed run saves its state; None: it does unless it was given a context.
             wait_seconds: Return at the run's end or after this, whichever is first; up to 300.
-            idempotency_key: 1 to 200 printable ASCII characters. A repetition with the same key returns the first
-                call's task and makes no second one, for as long as that task is kept.
+            idempotency_key: 1 to 200 printable ASCII characters without blanks at the ends. A repetition with the same
+                key returns the first call's task and makes no second one, for as long as that task is kept.
 
         Returns:
             The task; final only if the run ended within the wait.
@@ -143,7 +143,9 @@ class HarnessApi(Protocol):
             TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
         """
 
-    def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
         """Yield a task's output in order, each piece once, over all its attempts, and where each attempt begins.
 
         A store, or a server, that goes away meanwhile is waited for.
@@ -187,6 +189,13 @@ class HarnessApi(Protocol):
     async def delete_schedule(self, agent_id: int) -> None:
         """Take the schedule out of an agent's config. Idempotent; raises `AgentNotFoundError`."""
 
+    async def remove_schedule(self, agent_id: int) -> ScheduleView:
+        """Take a schedule out of force until it is resumed or put anew; the config keeps it.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+
     async def pause_schedule(self, agent_id: int) -> ScheduleView:
         """Fire an agent no more until it is resumed; raises `AgentNotFoundError`."""
 
@@ -201,6 +210,7 @@ class HarnessApi(Protocol):
 
         Raises:
             AgentNotFoundError: There is no such agent.
+            InvalidInputError: It has no schedule, or the range is none that has passed.
         """
 
     # Handoffs

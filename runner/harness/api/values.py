@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
+from harness.errors import InvalidInputError
 from harness.models import (
     Agent,
     AgentDraft,
@@ -35,10 +36,34 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Field(ge=0, le=2**53)]
 
 
+def check_idempotency_key(key: str) -> None:
+    """Refuse a key that an HTTP header can't carry as it is (RFC 9110, section 5.5).
+
+    Raises:
+        InvalidInputError: Naming the key.
+    """
+    if not (1 <= len(key) <= 200 and key.isascii() and key.isprintable() and key == key.strip()):
+        raise InvalidInputError(
+            f"the idempotency key {key[:40]!r} is not 1 to 200 printable ASCII characters without blanks at the ends"
+        )
+
+
+def check_wait(seconds: float) -> None:
+    """Refuse a wait that is out of bounds.
+
+    Raises:
+        InvalidInputError: Naming it.
+    """
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise InvalidInputError(f"a wait of {seconds:g} s is not between 0 and {MAX_WAIT_SECONDS:g} s")
+
+
 class PageQuery(Model):
     """Which part of a list."""
 
+    #: Most items in the answer.
     limit: Limit = 100
+    #: Leave out this many, from the newest.
     offset: Offset = 0
 
 
@@ -77,12 +102,14 @@ class AgentUpdate(AgentDraft):
 class TaskQuery(PageQuery):
     """Which tasks."""
 
+    #: Only tasks that stand so.
     status: TaskStatus | None = None
 
 
 class AnyTaskQuery(TaskQuery):
     """Which tasks, of all agents."""
 
+    #: Only tasks of this agent.
     agent_id: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -156,6 +183,7 @@ class RetryQuery(Model):
 class RetryAnswer(Model):
     """What the API description answers to a retry."""
 
+    #: For people.
     message: str
     retry_count: int
     max_retries: int
@@ -180,7 +208,9 @@ class RunQuery(Model):
 class CancelRequest(Model):
     """Which tasks to cancel: all active ones that match."""
 
+    #: Only tasks of this agent.
     agent_id: Annotated[int, Field(ge=1)] | None = None
+    #: Only tasks that stand so.
     status: Literal["pending", "running"] | None = None
 
 
@@ -195,6 +225,7 @@ class AttemptList(Model):
     """A task's attempts, the oldest first."""
 
     task_id: int
+    #: One for each container that was launched.
     attempts: tuple[Attempt, ...]
 
 
@@ -202,15 +233,19 @@ class TaskUsage(Model):
     """What a task used, all attempts together."""
 
     task_id: int
+    #: How many there were.
     attempts: int
     #: The highest of any attempt.
     peak_memory_bytes: int | None
-    #: Sums over the attempts that were measured.
+    #: Sum over the attempts that were measured.
     cpu_seconds: float
+    #: Sum over the attempts that were measured.
     wall_seconds: float
+    #: All output written, kept or not.
     output_bytes: int
     #: The highest of any attempt, by samples.
     peak_processes: int | None
+    #: The same, in per cent of one core.
     peak_cpu_percent: float | None
 
     @classmethod
@@ -236,6 +271,7 @@ class TaskUsage(Model):
 class ScheduleQuery(Model):
     """How many fires to show."""
 
+    #: So many of the next ones.
     fires: Annotated[int, Field(ge=0, le=MAX_FIRES)] = 5
 
 
@@ -247,6 +283,7 @@ class ScheduleView(Model):
     schedule: dict[str, Any] | None
     #: ``in_force``, or why it is not.
     status: Literal["in_force", "paused", "removed", "disabled", "none"]
+    #: Where it stands; None: no scheduler has seen it yet.
     state: ScheduleState | None
     next_fires: tuple[Instant, ...]
 
@@ -254,7 +291,9 @@ class ScheduleView(Model):
 class PreviewRequest(Model):
     """A schedule that is not stored."""
 
+    #: As in an agent's config.
     schedule: dict[str, Any]
+    #: So many of the next ones.
     fires: Annotated[int, Field(ge=1, le=MAX_FIRES)] = 5
 
 
@@ -267,6 +306,7 @@ class PreviewAnswer(Model):
 class BackfillRequest(Model):
     """A range of past fires, both ends included."""
 
+    #: The first instant.
     start: Instant
     #: None: now.
     end: Instant | None = None
@@ -288,6 +328,7 @@ class HandoffRequest(Model):
 class HistoryQuery(Model):
     """Which part of a handoff's history."""
 
+    #: Most items in the answer.
     limit: Limit = 100
     #: Only lower versions; the last one of a page gives the next page.
     before_version: Annotated[int, Field(ge=1)] | None = None
@@ -303,6 +344,7 @@ class HandoffHistory(Model):
 class RollbackRequest(Model):
     """Which version's state to save anew."""
 
+    #: One of the agent's history.
     version: Annotated[int, Field(ge=1)]
 
 
@@ -320,8 +362,11 @@ class Change(Model):
 
     #: JSON Pointer (RFC 6901) to the value.
     path: str
+    #: As in JSON Patch (RFC 6902).
     op: Literal["add", "remove", "replace"]
+    #: The old value; None for ``add``.
     before: Any = None
+    #: The new value; None for ``remove``.
     after: Any = None
 
 
@@ -329,18 +374,26 @@ class HandoffDiff(Model):
     """How a state changed from one version to another."""
 
     agent_id: int
+    #: The older version.
     before: int
+    #: The newer version.
     after: int
+    #: By rising path.
     changes: tuple[Change, ...]
 
 
 class SystemResources(Model):
     """What the machine of the server has."""
 
+    #: Of the whole machine.
     total_memory_mb: float
+    #: What programs can get without swapping.
     available_memory_mb: float
+    #: How much of the memory is not available.
     memory_percent: float
+    #: Logical cores.
     cpu_count: int
+    #: Of all cores together, since the last look.
     cpu_percent: float
 
 
@@ -357,6 +410,7 @@ class SampleList(Model):
     """Samples of what a task used, the oldest first."""
 
     task_id: int
+    #: About one a second at first, further apart in a long run.
     samples: tuple[UsageSample, ...]
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from harness.api.logs import lines_of
 from harness.api.values import (
     AgentPage,
+    AttemptList,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
@@ -21,8 +22,13 @@ from harness.api.values import (
     PreviewAnswer,
     ScheduleView,
     SystemResources,
+    TaskDetail,
     TaskIds,
     TaskPage,
+    TaskSummaryPage,
+    TaskUsage,
+    check_idempotency_key,
+    check_wait,
 )
 from harness.client.events import read_events
 from harness.client.transport import Transport
@@ -30,6 +36,7 @@ from harness.errors import AgentNotFoundError, ServerUnavailableError
 from harness.models import (
     Agent,
     AgentDraft,
+    Attempt,
     HandoffArtifact,
     Page,
     Task,
@@ -125,6 +132,9 @@ class HarnessClient:
         idempotency_key: str | None = None,
     ) -> Task:
         """Have an agent run now."""
+        check_wait(wait_seconds)
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
         return await self._ask(
             Task,
             "POST",
@@ -169,6 +179,25 @@ class HarnessClient:
         await self._transport.send("POST", f"/api/tasks/{task_id}/retry", query={"force": force})
         return await self.get_task(task_id)
 
+    async def agent_tasks(
+        self, agent_id: int, *, status: TaskStatus | None = None, limit: int = 100, offset: int = 0
+    ) -> TaskSummaryPage:
+        """Return an agent's tasks by falling id, each in a few fields; raises `AgentNotFoundError`."""
+        query = {"status": status, "limit": limit, "offset": offset}
+        return await self._ask(TaskSummaryPage, "GET", f"/api/tasks/agents/{agent_id}/tasks", query=query)
+
+    async def task_detail(self, task_id: int) -> TaskDetail:
+        """Return a task without its attempts and its context, or raise `TaskNotFoundError`."""
+        return await self._ask(TaskDetail, "GET", f"/api/tasks/{task_id}")
+
+    async def task_attempts(self, task_id: int) -> Sequence[Attempt]:
+        """Return a task's attempts, the oldest first, or raise `TaskNotFoundError`."""
+        return (await self._ask(AttemptList, "GET", f"/api/tasks/{task_id}/attempts")).attempts
+
+    async def task_usage(self, task_id: int) -> TaskUsage:
+        """Return what a task used, or raise `TaskNotFoundError`."""
+        return await self._ask(TaskUsage, "GET", f"/api/tasks/{task_id}/usage")
+
     def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
         """Yield a task's output line by line; connections that break are made anew."""
         return lines_of(self.log_events(task_id, follow=follow))
@@ -207,6 +236,12 @@ class HarnessClient:
     async def delete_schedule(self, agent_id: int) -> None:
         """Take the schedule out of an agent's config."""
         await self._transport.send("DELETE", f"/api/agents/{agent_id}/schedule")
+
+    async def remove_schedule(self, agent_id: int) -> ScheduleView:
+        """Take a schedule out of force; the config keeps it."""
+        return await self._ask(
+            ScheduleView, "POST", f"/api/agents/{agent_id}/schedule/remove", is_repeatable=True
+        )
 
     async def pause_schedule(self, agent_id: int) -> ScheduleView:
         """Fire an agent no more until it is resumed."""

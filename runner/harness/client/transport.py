@@ -11,9 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.client_middlewares import ClientHandlerType
 
 from harness import errors
 from harness.errors import HarnessError, InvalidInputError, Problem, ServerUnavailableError
+from harness.jsontext import encode_document
 
 #: Tries of a request that may be repeated, and the longest wait before each further one, in seconds.
 TRIES = 4
@@ -88,7 +90,13 @@ class Transport:
         while True:
             try:
                 async with self.stream(
-                    method, path, query=query, body=body, headers=headers, total_seconds=extra_seconds
+                    method,
+                    path,
+                    query=query,
+                    body=body,
+                    headers=headers,
+                    total_seconds=extra_seconds,
+                    is_repeatable=is_repeatable,
                 ) as answer:
                     return await answer.read()
             except (ServerUnavailableError, aiohttp.ClientError, TimeoutError) as error:
@@ -114,6 +122,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         total_seconds: float | None = 0,
         silence_seconds: float | None = None,
+        is_repeatable: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request once, and yield an answer that is no error, its body unread.
 
@@ -125,9 +134,11 @@ class Transport:
             headers: Beyond the usual.
             total_seconds: Beyond the timeout; None: it may go on for ever, as long as something comes.
             silence_seconds: How long nothing may come then; None: the timeout.
+            is_repeatable: Whether it does no harm if it reaches the server twice.
 
         Raises:
             HarnessError: What the server says.
+            InvalidInputError: JSON can't hold the body, or a query parameter is no text.
             ServerUnavailableError: It can't be reached, or something else answers there.
         """
         if self._session is None:
@@ -139,17 +150,18 @@ class Transport:
             sock_connect=self._timeout_seconds,
             sock_read=(silence_seconds or self._timeout_seconds) if total_seconds is None else None,
         )
+        params = {name: _query_text(value) for name, value in (query or {}).items() if value is not None}
+        content = None if body is None else encode_document(body, what="the body").encode()
         try:
             response = await self._session.request(
                 method,
                 self.url + path,
-                params={
-                    name: _query_text(value) for name, value in (query or {}).items() if value is not None
-                },
-                data=None if body is None else json.dumps(body).encode(),
+                params=params,
+                data=content,
                 headers={**({} if body is None else {"Content-Type": "application/json"}), **(headers or {})},
                 timeout=timeout,
                 allow_redirects=False,
+                middlewares=() if is_repeatable else (_send_once,),
             )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unavailable(error) from error
@@ -185,6 +197,14 @@ class Transport:
         return error
 
 
+async def _send_once(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from what it does when a connection is lost: it sends each PUT and DELETE a second time."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
+
+
 def _all_classes(root: type[HarnessError]) -> Iterator[type[HarnessError]]:
     yield root
     for child in root.__subclasses__():
@@ -200,7 +220,12 @@ def _retry_after_seconds(response: aiohttp.ClientResponse) -> float:
 
 
 def _query_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{text[:40]!r} holds a lone surrogate, which is no valid text") from error
+    return text
 
 
 def _check_url(url: str) -> str:

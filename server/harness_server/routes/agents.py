@@ -88,6 +88,12 @@ def _expected_version(request: web.Request, version: int | None) -> int | None:
     return int(digits)
 
 
+_EXAMPLE = {
+    "name": "greeter",
+    "code": 'import handoff\nn = context.get("n", 0) + 1\nprint("hello", n)\nhandoff.save({"n": n})\n',
+    "config": {"limits": {"timeout_seconds": 60}, "schedule": {"type": "cron", "cron": "0 * * * *"}},
+}
+
 routes = [
     Endpoint(
         method="POST",
@@ -95,6 +101,7 @@ routes = [
         handler=create_agent,
         scope=Scope.ADMIN,
         body=AgentDraft,
+        example=_EXAMPLE,
         answers={201: Answer("The agent.", Agent, headers={"Location": "Where it is.", **_ETAG})},
         errors=(AgentNameTakenError,),
     ),
@@ -120,6 +127,7 @@ routes = [
         handler=update_agent,
         scope=Scope.ADMIN,
         body=AgentUpdate,
+        example={**_EXAMPLE, "version": 1},
         headers={"If-Match": 'The ETag of the version that is changed, such as "3".'},
         answers={200: Answer("The agent as changed.", Agent, headers=_ETAG)},
         errors=(AgentNotFoundError, VersionConflictError, AgentNameTakenError),
@@ -139,6 +147,7 @@ routes = [
         scope=Scope.RUN,
         query=RunQuery,
         body=RunRequest,
+        example={"context": {"city": "Oslo"}},
         is_body_optional=True,
         headers={
             "Idempotency-Key": "1 to 200 printable ASCII characters; a repetition with it makes no second run."
