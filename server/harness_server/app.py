@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -27,6 +28,8 @@ from harness_server.hosts import HOST_RULES, HostRules, check_host
 from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
 from harness_server.middleware import add_headers, problems, request_ids
 from harness_server.routes import ENDPOINTS, docs, health
+
+logger = logging.getLogger(__name__)
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
@@ -129,6 +132,11 @@ async def _access(app: web.Application) -> AsyncIterator[None]:
         raise InvalidInputError(
             f"listening on {settings.host} lets others reach the API, and there is no token to ask them for; make one "
             "first: harness tokens create NAME --scope admin"
+        )
+    if settings.allowed_hosts and not await runtime.store.has_tokens():
+        logger.warning(
+            "HARNESS_ALLOWED_HOSTS is set and there is no token: whoever a proxy lets through may do everything",
+            extra={"action": "open_behind_proxy"},
         )
     app[GATE] = Gate(runtime.store, clock=runtime.clock, settings=settings)
     app[AUDITOR] = Auditor(runtime.store, clock=runtime.clock, max_entries=settings.audit_max_entries)

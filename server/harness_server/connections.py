@@ -25,6 +25,8 @@ IDLE_SECONDS = 75.0
 #: A client for which more waits than sockets hold has to read this many bytes each time.
 STALL_BYTES = 64 * 1024
 STALL_SECONDS = 60.0
+#: How long a connection stays after its last answer, for that to be read.
+LINGER_SECONDS = 1.0
 
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _FULL = (
@@ -126,6 +128,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._is_busy = False
         self._is_head_begun = False
+        self._is_given_up = False
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -140,7 +143,7 @@ class _Connection(asyncio.Protocol):
         self._http.connection_made(taken)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is None:
+        if self._transport is None or self._is_given_up:
             return
         if not (self._is_busy or self._is_head_begun):
             self._is_head_begun = True
@@ -206,11 +209,14 @@ class _Connection(asyncio.Protocol):
 
     def _expire(self) -> None:
         assert self._transport is not None
-        if self._is_head_begun and not self._transport.get_write_buffer_size():
-            self._transport.write(_TIMEOUT)
-            self._transport.close()
-        else:
+        if not self._is_head_begun or self._transport.get_write_buffer_size():
             self.drop()
+            return
+        # Closed at once, with more of it coming in, the connection would be reset, and the answer perhaps never be read.
+        self._is_given_up = True
+        self._transport.write(_TIMEOUT)
+        self._transport.write_eof()
+        self._deadline = self._loop.call_later(LINGER_SECONDS, self.drop)
 
     def _set_deadline(self, seconds: float) -> None:
         self._cancel_deadline()
