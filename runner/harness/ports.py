@@ -29,6 +29,7 @@ from harness.models import (
     ScheduleState,
     Task,
     TaskStatus,
+    UsageSample,
 )
 from harness.tokens import ApiToken, TokenDraft
 
@@ -125,7 +126,8 @@ class Store(Protocol):
 
         Raises:
             AgentNotFoundError: There is no such agent.
-            DuplicateFireError: A task of this agent with this `fire_at` exists.
+            DuplicateFireError: A task of this agent with this `fire_at`, or this `request_key`, exists, whatever became
+                of it; the error has its id. This counts more than a slot that is not free.
             AgentBusyError: No slot is free, and `when_busy` is `REJECT`; the message names a task that holds one.
         """
 
@@ -293,6 +295,21 @@ class Store(Protocol):
     async def read_logs(self, task_id: int, *, after_seq: int = -1, limit: int = 1000) -> Sequence[LogChunk]:
         """Return chunks with a higher `seq`, in order."""
 
+    # Samples of what runs use
+
+    async def append_samples(self, task_id: int, fence: int, samples: Sequence[UsageSample]) -> None:
+        """Add samples of the attempt with number `fence`. One that is already stored is left as it is.
+
+        Raises:
+            InvalidInputError: A sample's `seq` is another attempt's.
+            LeaseLostError: The task is no longer running under `fence`; nothing was written.
+        """
+
+    async def read_samples(
+        self, task_id: int, *, after_seq: int = -1, limit: int = 1000
+    ) -> Sequence[UsageSample]:
+        """Return samples with a higher `seq`, in order."""
+
     # Handoff artifacts
 
     async def save_artifact(self, agent_id: int, artifact: NewArtifact) -> HandoffArtifact:
@@ -429,6 +446,16 @@ class SandboxResult:
     wall_seconds: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxUsage:
+    """What a container uses now; see `harness.models.UsageSample` for the fields."""
+
+    memory_bytes: int | None
+    cpu_percent: float | None
+    cpu_seconds: float | None
+    processes: int | None
+
+
 class SandboxSession(Protocol):
     """One started container, good for one job."""
 
@@ -451,6 +478,12 @@ class SandboxSession(Protocol):
         """Ask the running job to end: SIGTERM, after the grace SIGKILL. `run` returns with `reason`.
 
         Returns when `before_stop` has run and the signal is on its way. The first call decides; later ones do nothing.
+        """
+
+    async def usage(self) -> SandboxUsage | None:
+        """Measure the container; None when it runs no more, or the engine does not say so in time. Never raises.
+
+        May take as long as the engine needs, seconds on some; may be cancelled at any time.
         """
 
 

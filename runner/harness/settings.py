@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     #: Lines of the audit log that are kept.
     audit_max_entries: Annotated[int, Field(ge=100, le=100_000_000)] = 100_000
 
+    #: A server that `harness agents`, `tasks` and so on speak to. Not set: they work on the store themselves.
+    url: str | None = None
+    #: What they identify themselves with there.
+    token: SecretStr | None = None
+
     #: Where the Docker Engine answers. Not set: DOCKER_HOST, the current docker context, the usual sockets.
     docker_host: str | None = Field(
         default=None, validation_alias=AliasChoices("HARNESS_DOCKER_HOST", "DOCKER_HOST", "docker_host")

@@ -89,7 +89,7 @@ async def test_commits_survive_a_power_cut(store: SqliteStore) -> None:
         ]
 
     # 2 is FULL.
-    assert await store._file.read(pragmas) == ["wal", 2, 1]
+    assert await store._file.write(pragmas) == ["wal", 2, 1]
 
 
 async def test_a_path_that_cannot_be_made_is_named(foreign_path: Path) -> None:
@@ -127,7 +127,7 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
     for n in range(200):
         await store.create_agent(draft(f"agent {n}", code="x" * 3000))
     await store.close()
-    spoil(path, b"\xff" * 4096 * 100, at=4096 * 20)
+    spoil(path, b"\xff" * 4096 * 100, at=4096 * 40)
 
     await store.open()
     with pytest.raises(StoreError, match=rf"{path} is damaged .*restore a backup"):
@@ -138,14 +138,14 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
 async def test_a_full_disk_is_reported_and_undoes_the_write(store: SqliteStore) -> None:
     agent = await store.create_agent(draft())
     task = await running_task(store, agent.id)
-    pages = await store._file.read(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-    await store._file.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+    pages = await store._file.write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    await store._file.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
 
     with pytest.raises(StoreError, match=r"the disk that holds the store .* is full; free some space"):
         await store.finish_task(task.id, 1, completed(), artifact=state(x="x" * 100_000))
 
     assert await store.get_task(task.id) == task
-    await store._file.read(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+    await store._file.write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
     await store.finish_task(task.id, 1, completed(), artifact=state(x="x" * 100_000))
 
 

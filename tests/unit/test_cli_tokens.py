@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from harness.api import LocalApi
 from harness.cli.app import invoke
+from harness.cli.audited import CHANGES
 from harness.tokens import TokenText, hash_secret
+from harness_server.routes import ENDPOINTS
 
 pytestmark = pytest.mark.usefixtures("cli_environment")
 
@@ -105,9 +108,35 @@ def test_changes_of_tokens_are_in_the_audit_log_with_who_made_them(cli: Cli) -> 
     user = pwd.getpwuid(os.getuid()).pw_name
     assert [(entry["action"], entry["target"], entry["actor"], entry["peer"]) for entry in entries] == [
         ("revoke_token", "/api/tokens/1", "cli", user),
-        ("create_token", "/api/tokens/1", "cli", user),
+        ("create_token", "/api/tokens", "cli", user),
     ]
     assert [entry["id"] for entry in cli.json("audit", "--before", "2")["entries"]] == [1]
     out, err = cli("audit", "--before", "1")
     assert len(out.splitlines()) == 1
     assert err == "none found\n"
+
+
+def test_other_changes_are_there_too(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("print(1)")
+    cli("agents", "create", "a", "--code", str(tmp_path / "a.py"))
+    cli("handoff", "set", "a", "{}")
+    cli("agents", "show", "a")
+    cli("agents", "delete", "nobody", "--yes", code=3)
+    cli("agents", "delete", "a", "--yes")
+
+    entries = cli.json("audit")["entries"]
+
+    assert [(entry["action"], entry["target"], entry["made"]) for entry in entries] == [
+        ("delete_agent", "/api/agents/1", None),
+        ("put_handoff", "/api/agents/1/handoff", None),
+        ("create_agent", "/api/agents", "/api/agents/1"),
+    ]
+
+
+def test_changes_are_called_as_the_api_calls_them() -> None:
+    changing = {
+        endpoint.name for endpoints in ENDPOINTS.values() for endpoint in endpoints if endpoint.is_change
+    }
+
+    assert {action for action, _, _ in CHANGES.values()} == changing
+    assert all(hasattr(LocalApi, name) for name in CHANGES)

@@ -47,6 +47,7 @@ LAYERS = (
         "worker",
         "lease",
         "output",
+        "sampling",
     },
     {"api", "store", "sandbox"},
     {"wiring", "testing", "announce"},

@@ -31,6 +31,9 @@ COMMANDS_GROUP = "harness.commands"
 
 _HELP = f"""Run autonomous agents, each run in a throwaway Docker container.
 
+With HARNESS_URL set, agents, run, tasks, logs, handoff and schedule speak to that `harness serve`, with the token in
+HARNESS_TOKEN; without, they work on this machine's store.
+
 AGENT is an agent's id or its name. With --json a command prints one JSON document to standard output, or after an
 error {{"error": {{"code": …, "message": …}}}} as the last line of standard error.
 

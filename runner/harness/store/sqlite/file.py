@@ -76,9 +76,12 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
 
-#: Made by this release also in a file that an older one made, which goes on to work with it.
-_LATER_TABLES = (
-    # AUTOINCREMENT: a number is never used twice, nor is what was said about it taken for another's.
+#: Also made in files that are older than these.
+_SCHEMA_ADDED = (
+    """CREATE TABLE IF NOT EXISTS samples (
+        task_id INTEGER NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, seq INTEGER NOT NULL, at INTEGER NOT NULL,
+        memory_bytes INTEGER, cpu_percent REAL, cpu_seconds REAL, processes INTEGER, PRIMARY KEY (task_id, seq))""",
+    # AUTOINCREMENT: a number is never used twice, so what is said of one token is never taken for another's.
     """CREATE TABLE IF NOT EXISTS tokens (
         id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, scope TEXT NOT NULL, secret_hash TEXT NOT NULL,
         created_at INTEGER NOT NULL, expires_at INTEGER, last_used_at INTEGER, revoked_at INTEGER)""",
@@ -103,7 +106,7 @@ class _Connection(aiosqlite.Connection):
 
 
 class SqliteFile:
-    """One SQLite database, used from one thread of its own."""
+    """One SQLite database, used from two threads of its own: nobody who reads waits for a write to reach the disk."""
 
     def __init__(self, path: Path | None, *, lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS) -> None:
         """Remember where the file is; `open` opens it.
@@ -115,6 +118,8 @@ class SqliteFile:
         self._path = path
         self._lock_timeout_seconds = lock_timeout_seconds
         self._connection: _Connection | None = None
+        #: For reads alone; the same one for a database in memory, which no second connection can see.
+        self._reader: _Connection | None = None
         self._opening = asyncio.Lock()
         self.store_id = ""
 
@@ -125,10 +130,19 @@ class SqliteFile:
                 await self._open()
 
     async def _open(self) -> None:
+        writer = await self._opened(self._prepare)
+        try:
+            self._reader = writer if self._path is None else await self._opened(_prepare_reader)
+        except BaseException:
+            await writer.close()
+            raise
+        self._connection = writer
+
+    async def _opened(self, prepare: Callable[[sqlite3.Connection], None]) -> _Connection:
         connection = _Connection(self._connect, iter_chunk_size=64)
         try:
             await connection
-            self.store_id = await connection.run(self._prepare)
+            await connection.run(prepare)
         except BaseException as error:
             await connection.close()
             # A connection that never came up tells its thread to end and does not wait for that; by the time the
@@ -137,25 +151,31 @@ class SqliteFile:
             if isinstance(error, sqlite3.Error | OSError):
                 raise self._explain(error) from error
             raise
-        self._connection = connection
+        return connection
 
     async def close(self) -> None:
         """Close the file after what is under way."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        reader, writer = self._reader, self._connection
+        self._reader = self._connection = None
+        if reader is not None and reader is not writer:
+            await reader.close()
+        if writer is not None:
+            # Last, so that it is the one that merges the write-ahead log into the file.
+            await writer.close()
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the database."""
-        return await self._transact("BEGIN", work)
+        return await self._transact(self._reader, "BEGIN", work)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` as the only writer, and commit durably; when it raises, nothing is written."""
         # IMMEDIATE: a transaction that reads first and then finds another writer could only fail, not wait.
-        return await self._transact("BEGIN IMMEDIATE", work)
+        return await self._transact(self._connection, "BEGIN IMMEDIATE", work)
 
-    async def _transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is None:
+    async def _transact(
+        self, connection: _Connection | None, begin: str, work: Callable[[sqlite3.Connection], T]
+    ) -> T:
+        if connection is None:
             raise StoreUnavailableError(f"the store {self._name} is not open; await its open() first")
 
         def run(connection: sqlite3.Connection) -> T:
@@ -171,7 +191,7 @@ class SqliteFile:
             return result
 
         try:
-            return await self._connection.run(run)
+            return await connection.run(run)
         except sqlite3.Error as error:
             raise self._explain(error) from error
 
@@ -192,7 +212,7 @@ class SqliteFile:
             isolation_level=None,
         )
 
-    def _prepare(self, connection: sqlite3.Connection) -> str:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
         # Before anything is written: a file that is not ours, or newer than this release, stays as it is.
         self._read_meta(connection)
@@ -210,13 +230,14 @@ class SqliteFile:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
-            _add_later_parts(connection)
+            for statement in _SCHEMA_ADDED:
+                connection.execute(statement)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        return store_id
+        self.store_id = store_id
 
     def _read_meta(self, connection: sqlite3.Connection) -> str | None:
         """Return the store's id, or None when the database is empty."""
@@ -288,9 +309,9 @@ class SqliteFile:
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
 
 
-def _add_later_parts(connection: sqlite3.Connection) -> None:
-    for statement in _LATER_TABLES:
-        connection.execute(statement)
+def _prepare_reader(connection: sqlite3.Connection) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA query_only = ON")
 
 
 def _primary_code(error: sqlite3.Error) -> int:
