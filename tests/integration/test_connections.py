@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,8 +21,6 @@ MAX_BODY_BYTES = 100_000
 #: Far below what a test takes, far above what an answer takes.
 SHORT_SECONDS = 0.4
 LONG_SECONDS = 30.0
-
-READ_UNTIL_CLOSED = -1
 
 
 class Peer:
@@ -49,12 +47,13 @@ class Peer:
         return int(head.split()[1])
 
     async def rest(self) -> bytes:
-        """All until the server closes."""
+        """All until the server closes, or resets the connection since it was still sent something."""
+        data = b""
         async with asyncio.timeout(10):
-            try:
-                return await self.reader.read(READ_UNTIL_CLOSED)
-            except ConnectionResetError:
-                return b""
+            with contextlib.suppress(ConnectionResetError):
+                while piece := await self.reader.read(1_000_000):
+                    data += piece
+        return data
 
     async def is_open(self) -> bool:
         try:
@@ -358,7 +357,7 @@ async def test_go_on_is_said_when_the_body_is_wanted() -> None:
         b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_refused_in_one_line_of_the_log_at_most_that_quotes_nothing(
+async def test_what_is_no_http_is_refused_and_fills_no_log(
     request_bytes: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with place() as made:
@@ -368,19 +367,4 @@ async def test_what_is_no_http_is_refused_in_one_line_of_the_log_at_most_that_qu
         answer = await peer.rest()
 
     assert answer.split()[1] == b"400"
-    shown = [logging.Formatter().format(record) for record in caplog.records]
-    assert len(shown) <= 1
-    for line in shown:
-        assert line.startswith("a request that is no HTTP was refused (")
-        assert "canary" not in line
-        assert "\n" not in line
-
-
-async def test_lines_about_what_is_no_http_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    async with place() as made:
-        for _ in range(40):
-            peer = await made.connect()
-            await peer.send(b"nonsense\r\n\r\n")
-            await peer.rest()
-
-    assert len(caplog.records) <= 21
+    assert not caplog.records

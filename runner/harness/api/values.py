@@ -402,6 +402,7 @@ class SystemResources(Model):
 class TokenPage(Model):
     """Tokens by falling id."""
 
+    #: The tokens of this page.
     tokens: tuple[ApiToken, ...]
     total_count: int
     limit: int
@@ -424,6 +425,7 @@ class AuditQuery(Model):
 class AuditPage(Model):
     """Who changed what, by falling id."""
 
+    #: The lines of this page.
     entries: tuple[AuditEntry, ...]
 
 
