@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from harness.audit import AuditDraft, AuditEntry
 from harness.models import (
     Agent,
     AgentDraft,
@@ -32,6 +33,7 @@ from harness.models import (
     UsageSample,
 )
 from harness.retention import Expiry, Purged
+from harness.tokens import ApiToken, TokenDraft
 
 
 class Clock(Protocol):
@@ -48,7 +50,7 @@ class Clock(Protocol):
 
 
 class Store(Protocol):
-    """Agents, tasks, logs and handoff artifacts, durable before a call returns.
+    """Agents, tasks, logs, handoff artifacts, tokens and the audit log, durable before a call returns.
 
     Every method may raise `StoreUnavailableError`, and `StoreError` for what cannot be done or read. Every write is
     atomic; a cancelled call may still take effect, whole or not at all, and so may one whose answer was lost. What a
@@ -392,6 +394,39 @@ class Store(Protocol):
 
     async def purgeable(self, agent_id: int, expiry: Expiry) -> Purged:
         """Count what calls of `purge` would delete. Takes time in proportion to the agent's history."""
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft, secret_hash: str) -> ApiToken:
+        """Store a new token. Never the secret itself: `secret_hash` is what `harness.tokens.hash_secret` returns."""
+
+    async def find_token(self, token_id: int) -> tuple[ApiToken, str] | None:
+        """Return a token, also one that is no longer valid, and the hash of its secret; None: there is none."""
+
+    async def has_tokens(self) -> bool:
+        """Whether a token was ever made, valid or not: it costs little, and once true it stays true."""
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id, those included that are no longer valid."""
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid for good. Idempotent: the first time stays.
+
+        Raises:
+            TokenNotFoundError: There is no such token.
+        """
+
+    async def touch_token(self, token_id: int) -> None:
+        """Note that a token was used now, unless that was noted in the last `TOUCH_SECONDS`, or it is gone."""
+
+    async def append_audit(self, draft: AuditDraft, *, max_entries: int) -> AuditEntry:
+        """Add a line to the audit log, and now and then delete the oldest beyond `max_entries`.
+
+        Never more than a hundred lines beyond that are kept. Repeated under a driver's retry it may leave out an id.
+        """
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return lines of the audit log by falling id; with `before_id`, only those with a lower one."""
 
 
 OutputStream = Literal["stdout", "stderr"]

@@ -14,10 +14,12 @@ from harness.config import AgentConfig
 from harness.errors import (
     AuthenticationError,
     BodyTooLargeError,
+    DeadlineExceededError,
     HarnessError,
     InvalidInputError,
     PermissionDeniedError,
     RateLimitedError,
+    RequestTimeoutError,
     StoreUnavailableError,
     UnsupportedMediaError,
 )
@@ -30,9 +32,16 @@ from harness_server.streams import EVENT_STREAM
 _REF = "#/components/schemas/{model}"
 
 #: Errors of every endpoint, and of those that ask for a token, and of those that take a body.
-_ANY_ERRORS = (RateLimitedError, StoreUnavailableError)
-_TOKEN_ERRORS = (AuthenticationError, PermissionDeniedError)
-_BODY_ERRORS = (BodyTooLargeError, UnsupportedMediaError)
+_ANY_ERRORS = (
+    PermissionDeniedError,
+    RateLimitedError,
+    StoreUnavailableError,
+    DeadlineExceededError,
+    BodyTooLargeError,
+    UnsupportedMediaError,
+)
+_TOKEN_ERRORS = (AuthenticationError,)
+_BODY_ERRORS = (RequestTimeoutError,)
 
 _DESCRIPTION = """\
 Runs autonomous agents around the clock, each run in a throwaway Docker container.

@@ -67,6 +67,8 @@ def test_version_is_printed(cli: Cli) -> None:
     "command",
     [
         [],
+        *(["tokens", verb] for verb in ("create", "list", "revoke")),
+        ["audit"],
         *(["agents", verb] for verb in ("create", "list", "show", "update", "delete")),
         *(["handoff", verb] for verb in ("show", "set", "clear", "history", "rollback")),
         *(["images", verb] for verb in ("build", "list")),

@@ -11,7 +11,9 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
+from harness.audit import AuditEntry
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 
 class HarnessApi(Protocol):
@@ -259,3 +261,27 @@ class HarnessApi(Protocol):
 
     async def system_resources(self) -> SystemResources:
         """Return what the machine of the server has."""
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token; its text is in the answer, and can't be had again.
+
+        With the first one the service begins to ask for tokens, from everybody, and never stops again.
+
+        Raises:
+            InvalidInputError: It would have expired already.
+        """
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id, those included that are no longer valid."""
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on. Idempotent.
+
+        Raises:
+            TokenNotFoundError: There is no such token.
+        """
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id; with `before_id`, only lines with a lower one."""

@@ -7,12 +7,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.api import handoffs, runs, schedules, stats
+from harness.api import handoffs, runs, schedules, stats, tokens
 from harness.api.logs import LogReader, lines_of
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources, check_wait
+from harness.audit import AuditEntry
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.ports import Clock, Store
 from harness.settings import Settings
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 if TYPE_CHECKING:
     from harness.handoff import HandoffManager
@@ -233,3 +235,21 @@ class LocalApi:
     async def system_resources(self) -> SystemResources:
         """Return what this machine has."""
         return SystemResources.model_validate(self._resources.get_system_resources())
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token."""
+        return await tokens.create(self._store, draft)
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id."""
+        return await self._store.list_tokens(limit=limit, offset=offset)
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on."""
+        return await self._store.revoke_token(token_id)
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id."""
+        return await self._store.list_audit(limit=limit, before_id=before_id)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
+from harness.audit import AuditEntry
 from harness.errors import InvalidInputError
 from harness.models import (
     Agent,
@@ -24,6 +25,7 @@ from harness.models import (
     TaskStatus,
     UsageSample,
 )
+from harness.tokens import ApiToken
 
 #: Longest list that one answer holds.
 MAX_LIMIT = 1000
@@ -395,6 +397,36 @@ class SystemResources(Model):
     cpu_count: int
     #: Of all cores together, since the last look.
     cpu_percent: float
+
+
+class TokenPage(Model):
+    """Tokens by falling id."""
+
+    #: The tokens of this page.
+    tokens: tuple[ApiToken, ...]
+    total_count: int
+    limit: int
+    offset: int
+
+    @classmethod
+    def of(cls, page: Page[ApiToken]) -> Self:
+        """Wrap a page."""
+        return cls(tokens=page.items, total_count=page.total_count, limit=page.limit, offset=page.offset)
+
+
+class AuditQuery(Model):
+    """Which part of the audit log."""
+
+    limit: Limit = 100
+    #: Only lower ids; the last one of a page gives the next page.
+    before_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+
+
+class AuditPage(Model):
+    """Who changed what, by falling id."""
+
+    #: The lines of this page.
+    entries: tuple[AuditEntry, ...]
 
 
 class StatsQuery(Model):

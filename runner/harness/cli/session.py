@@ -166,10 +166,14 @@ async def open_api() -> AsyncIterator[HarnessApi]:
             yield client
         return
     from harness.api import LocalApi
+    from harness.cli.audited import AuditedApi
     from harness.clock import SystemClock
 
+    clock = SystemClock()
     async with open_store() as store:
-        yield LocalApi(store, clock=SystemClock(), settings=settings)
+        local = LocalApi(store, clock=clock, settings=settings)
+        audited: Any = AuditedApi(local, store, max_entries=settings.audit_max_entries)
+        yield audited
 
 
 @asynccontextmanager

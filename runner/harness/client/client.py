@@ -14,6 +14,7 @@ from harness.api.logs import lines_of
 from harness.api.values import (
     AgentPage,
     AttemptList,
+    AuditPage,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
@@ -27,9 +28,11 @@ from harness.api.values import (
     TaskPage,
     TaskSummaryPage,
     TaskUsage,
+    TokenPage,
     check_idempotency_key,
     check_wait,
 )
+from harness.audit import AuditEntry
 from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
@@ -44,6 +47,7 @@ from harness.models import (
     UsageSample,
     render_instant,
 )
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -313,6 +317,26 @@ class HarnessClient:
     async def system_resources(self) -> SystemResources:
         """Return what the server's machine has."""
         return await self._ask(SystemResources, "GET", "/api/system/resources")
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token."""
+        return await self._ask(CreatedToken, "POST", "/api/tokens", body=draft.model_dump(mode="json"))
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id."""
+        page = await self._ask(TokenPage, "GET", "/api/tokens", query={"limit": limit, "offset": offset})
+        return Page(page.tokens, page.total_count, page.limit, page.offset)
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on."""
+        return await self._ask(ApiToken, "DELETE", f"/api/tokens/{token_id}")
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id."""
+        query = {"limit": limit, "before_id": before_id}
+        return (await self._ask(AuditPage, "GET", "/api/audit", query=query)).entries
 
     async def _ask(self, model: type[ModelT], method: str, path: str, **given: Any) -> ModelT:
         """Exchange a request for a model."""

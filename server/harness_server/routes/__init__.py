@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness_server.endpoint import Endpoint
-from harness_server.routes import agents, handoffs, logs, schedules, stats, system, tasks
+from harness_server.routes import agents, audit, handoffs, logs, schedules, stats, system, tasks, tokens
 
 #: By the tag that groups them on the docs page.
 ENDPOINTS: dict[str, list[Endpoint]] = {
@@ -12,4 +12,5 @@ ENDPOINTS: dict[str, list[Endpoint]] = {
     "schedules": schedules.routes,
     "handoffs": handoffs.routes,
     "system": system.routes,
+    "access": [*tokens.routes, *audit.routes],
 }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.integration.api.conftest import draft
+from tests.services import Server, running_server
 
 from harness.client import HarnessClient
 from harness.client.transport import Transport
 from harness.models import Agent, Task
+from harness.tokens import TokenDraft
 from harness_server.endpoint import Endpoint
 from harness_server.routes import ENDPOINTS
 
@@ -29,6 +32,11 @@ async def read(client: HarnessClient, task: Task) -> None:
 async def sample(client: HarnessClient, task: Task) -> None:
     async for sampled in client.stats(task.id):
         assert sampled.seq > 0
+
+
+async def make_and_revoke(client: HarnessClient) -> None:
+    made = await client.create_token(TokenDraft(name="short-lived", scope="read"))
+    assert (await client.revoke_token(made.token.id)).revoked_at is not None
 
 
 #: Called with a client, an agent that has a schedule and two handoff artifacts, and a task of it that failed.
@@ -67,7 +75,33 @@ ASK: dict[str, Ask] = {
     "rollback_handoff": lambda client, agent, task: client.rollback_handoff(agent.id, 1),
     "diff_handoff": lambda client, agent, task: client.diff_handoff(agent.id, 1),
     "show_resources": lambda client, agent, task: client.system_resources(),
+    "create_token": lambda client, agent, task: make_and_revoke(client),
+    "list_tokens": lambda client, agent, task: client.list_tokens(limit=1),
+    "revoke_token": lambda client, agent, task: make_and_revoke(client),
+    "list_audit": lambda client, agent, task: client.list_audit(limit=1),
 }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, no_container_is_left: None) -> Iterator[Server]:
+    """A server of these tests' own: with its first token it begins to ask everybody for one."""
+    with running_server(tmp_path_factory.mktemp("closed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def token(server: Server) -> str:
+    async def make() -> str:
+        async with HarnessClient(server.url) as client:
+            return (await client.create_token(TokenDraft(name="tests", scope="admin"))).text
+
+    return asyncio.run(make())
+
+
+@pytest.fixture
+async def client(server: Server, token: str) -> AsyncIterator[HarnessClient]:
+    async with HarnessClient(server.url, token=token) as client:
+        yield client
 
 
 @pytest.fixture

@@ -69,6 +69,14 @@ _LATER_PARTS = (
     """CREATE TABLE IF NOT EXISTS samples (
         task_id INTEGER NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, seq INTEGER NOT NULL, at INTEGER NOT NULL,
         memory_bytes INTEGER, cpu_percent REAL, cpu_seconds REAL, processes INTEGER, PRIMARY KEY (task_id, seq))""",
+    # AUTOINCREMENT: a number is never used twice, so what is said of one token is never taken for another's.
+    """CREATE TABLE IF NOT EXISTS tokens (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, scope TEXT NOT NULL, secret_hash TEXT NOT NULL,
+        created_at INTEGER NOT NULL, expires_at INTEGER, last_used_at INTEGER, revoked_at INTEGER)""",
+    """CREATE TABLE IF NOT EXISTS audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, token_id INTEGER, actor TEXT NOT NULL,
+        peer TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, made TEXT, status INTEGER NOT NULL,
+        request_id TEXT NOT NULL)""",
 )
 
 
