@@ -7,6 +7,7 @@ view of it. Unknown keys are refused, so that a misspelt limit is an error and n
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -36,6 +37,13 @@ MAX_INTERVAL_MINUTES = 10 * 365 * 24 * 60
 #: Bounds on the instants of a schedule: from where time zones are well known to where nothing needs to fire any more.
 MIN_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_INSTANT = datetime(3000, 1, 1, tzinfo=UTC)
+
+#: Bounds on what is kept: a hundred years, and more than any store holds.
+MAX_DAYS = 36_500
+MAX_KEPT = 1_000_000_000
+
+#: A time in days, parts of one included; 0: for ever.
+Days = Annotated[float, Field(ge=0, le=MAX_DAYS)]
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -73,7 +81,9 @@ class ScheduleConfig(_Section):
 
     #: ``interval`` uses `interval_minutes` or `interval_seconds`, ``cron`` uses `cron`.
     type: Literal["interval", "cron"]
+    #: From one fire to the next.
     interval_minutes: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES)] | None = None
+    #: The same in seconds; one of the two.
     interval_seconds: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES * 60)] | None = None
     #: Five-field cron expression, or a name such as ``@daily``; see `harness.cron`.
     cron: str | None = None
@@ -81,9 +91,11 @@ class ScheduleConfig(_Section):
     timezone: str = "UTC"
     #: Each fire is put off by its own share of this, fixed by agent id and fire time, and never past the next fire.
     jitter_seconds: Annotated[float, Field(ge=0, le=86400)] = 0
-    #: First and last instant at which it may fire, both included; fractions of a second are cut off.
+    #: First instant at which it may fire; fractions of a second are cut off.
     start_at: _ScheduleInstant | None = None
+    #: Last instant at which it may fire, itself included; fractions of a second are cut off.
     end_at: _ScheduleInstant | None = None
+    #: Whether it fires at all.
     enabled: bool = True
 
     #: What to do with a fire while a run of the agent is active: record it as skipped, let one fire wait, run it beside
@@ -96,6 +108,7 @@ class ScheduleConfig(_Section):
     #: Which missed fires still run: the newest one, the newest `catch_up_limit` ones, or none. The others are recorded
     #: as skipped.
     catch_up: Literal["latest", "all", "none"] = "latest"
+    #: Most missed fires that still run, under ``all``.
     catch_up_limit: Annotated[int, Field(ge=1, le=1000)] = 10
 
     @field_validator("cron")
@@ -187,12 +200,43 @@ class RetryConfig(_Section):
         return tuple(value) if isinstance(value, list) else value
 
 
+class RetentionConfig(_Section):
+    """How much of its history an agent keeps; what is left out takes the setting, and 0 keeps everything."""
+
+    #: Ended tasks, with their logs, are deleted this many days after their end.
+    task_days: Days | None = None
+    #: Of its tasks the newest this many are kept.
+    max_tasks: Annotated[int, Field(ge=0, le=MAX_KEPT)] | None = None
+    #: Logs are deleted this many days after the end of their task, and at the latest with it.
+    log_days: Days | None = None
+    #: Handoff artifacts are deleted this many days after they were saved. The newest stays.
+    artifact_days: Days | None = None
+    #: Of its handoff artifacts the newest this many are kept.
+    max_artifacts: Annotated[int, Field(ge=0, le=MAX_KEPT)] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Return the part of an agent's config that is about this, whatever the rest of it says.
+
+        Raises:
+            InvalidInputError: It is malformed, as something that an older release accepted may be.
+        """
+        try:
+            return cls.model_validate(config.get("retention", {}))
+        except ValidationError as error:
+            raise InvalidInputError(f"config.retention is not valid: {describe_problems(error)}") from error
+
+
 class AgentConfig(_Section):
     """The typed view of `Agent.config`."""
 
+    #: When it runs by itself; None: never.
     schedule: ScheduleConfig | None = None
+    #: What a run may use.
     limits: LimitsConfig = LimitsConfig()
+    #: How often a failed run is tried again.
     retry: RetryConfig = RetryConfig()
+    retention: RetentionConfig = RetentionConfig()
     #: Tasks of agents with a higher number are started first.
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     #: Environment variables of the agent. A Python agent gets them inside the job frame, so `docker inspect` does not
@@ -254,8 +298,16 @@ def describe_problems(error: ValidationError) -> str:
 
 def list_problems(error: ValidationError) -> tuple[Problem, ...]:
     """Return pydantic's findings, value by value, as `describe_problems` says them."""
-    problems = []
-    for problem in error.errors(include_url=False, include_context=False):
+    problems: list[Problem] = []
+    for problem in error.errors(include_url=False):
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InvalidInputError) and cause.problems:
+            # A validator that checks a document of its own kind, as an agent's does with its config.
+            inside = (
+                ".".join(map(str, (*problem["loc"], found.field))).strip(".") for found in cause.problems
+            )
+            problems.extend(map(Problem, inside, (found.message for found in cause.problems)))
+            continue
         # Under a name that is not known here may stand anything, a password too.
         quiet = problem["type"] in ("missing", "extra_forbidden") or "env" in problem["loc"]
         got = "" if quiet else quote_value(problem["input"])

@@ -16,7 +16,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from harness.config import DEFAULT_MAX_STATE_BYTES, MIB, quote_value
+from harness.config import DEFAULT_MAX_STATE_BYTES, MAX_KEPT, MIB, Days, quote_value
 from harness.errors import InvalidInputError, SettingsError
 
 #: A host name, an IPv4 address, or an IPv6 address in brackets, as in a URL.
@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     #: Lines of the audit log that are kept.
     audit_max_entries: Annotated[int, Field(ge=100, le=100_000_000)] = 100_000
 
+    #: A server that `harness agents`, `tasks` and so on speak to. Not set: they work on the store themselves.
+    url: str | None = None
+    #: What they identify themselves with there.
+    token: SecretStr | None = None
+
     #: Where the Docker Engine answers. Not set: DOCKER_HOST, the current docker context, the usual sockets.
     docker_host: str | None = Field(
         default=None, validation_alias=AliasChoices("HARNESS_DOCKER_HOST", "DOCKER_HOST", "docker_host")
@@ -122,6 +127,14 @@ class Settings(BaseSettings):
     grace_seconds: Annotated[float, Field(ge=0, le=300)] = 10
     max_output_bytes: Annotated[int, Field(ge=1024, le=256 * MIB)] = MIB
     max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = DEFAULT_MAX_STATE_BYTES
+
+    #: How much of an agent's history is kept where its config does not say; 0: all of it. By default what an hourly agent
+    #: does is kept for a quarter of a year, and one that runs every minute still has a bound.
+    retention_task_days: Days = 90
+    retention_max_tasks: Annotated[int, Field(ge=0, le=MAX_KEPT)] = 10_000
+    retention_log_days: Days = 30
+    retention_artifact_days: Days = 0
+    retention_max_artifacts: Annotated[int, Field(ge=0, le=MAX_KEPT)] = 100
 
     @classmethod
     def load(cls) -> Settings:

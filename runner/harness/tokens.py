@@ -65,6 +65,7 @@ class TokenDraft(Model):
 
     #: For people; several tokens may have one name, as while one takes the place of another.
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    #: What it may do: ``read`` looks, ``run`` also runs and cancels, ``admin`` does everything.
     scope: ScopeName
     #: None: it does not expire.
     expires_at: Instant | None = None
@@ -83,12 +84,16 @@ class ApiToken(Model):
     """What is known of a token; neither its text nor a hash of it."""
 
     id: int
+    #: For people.
     name: str
+    #: What it may do.
     scope: ScopeName
     created_at: Instant
+    #: When it becomes invalid; null: never.
     expires_at: Instant | None = None
     #: To the minute.
     last_used_at: Instant | None = None
+    #: When it was made invalid.
     revoked_at: Instant | None = None
 
     def is_valid(self, now: datetime) -> bool:
@@ -99,6 +104,7 @@ class ApiToken(Model):
 class CreatedToken(Model):
     """A new token, with its text, which is shown this once."""
 
+    #: What can be looked up of it later.
     token: ApiToken
     #: What to send as ``Authorization: Bearer …``. Out of `repr`, so that no log gets it by accident.
     text: Annotated[str, Field(repr=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -24,9 +25,12 @@ from harness_server.bodies import BODIES, LINGER_SECONDS, Bodies
 from harness_server.connections import CONNECTIONS, IDLE_SECONDS, Connections, http_logger, track_connections
 from harness_server.endpoint import API, MAX_BODY_BYTES
 from harness_server.hosts import HOST_RULES, HostRules, check_host
-from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
+from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS, STREAMS
 from harness_server.middleware import add_headers, problems, request_ids
 from harness_server.routes import ENDPOINTS, docs, health
+from harness_server.streams import Streams
+
+logger = logging.getLogger(__name__)
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
@@ -53,7 +57,9 @@ def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
     app[CONNECTIONS] = Connections(max_connections=settings.max_connections)
     app[BODIES] = Bodies(timeout_seconds=settings.request_timeout_seconds)
     app[HOST_RULES] = HostRules.of(settings)
+    app[STREAMS] = Streams()
     app.cleanup_ctx.extend((_runtime, _access, _scheduler))
+    app.on_shutdown.append(_stop_streams)
     app.on_response_prepare.append(add_headers)
     app.add_routes([*health.routes, *docs.routes])
     for endpoints in ENDPOINTS.values():
@@ -130,9 +136,18 @@ async def _access(app: web.Application) -> AsyncIterator[None]:
             f"listening on {settings.host} lets others reach the API, and there is no token to ask them for; make one "
             "first: harness tokens create NAME --scope admin"
         )
+    if settings.allowed_hosts and not await runtime.store.has_tokens():
+        logger.warning(
+            "HARNESS_ALLOWED_HOSTS is set and there is no token: whoever a proxy lets through may do everything",
+            extra={"action": "open_behind_proxy"},
+        )
     app[GATE] = Gate(runtime.store, clock=runtime.clock, settings=settings)
     app[AUDITOR] = Auditor(runtime.store, clock=runtime.clock, max_entries=settings.audit_max_entries)
     yield
+
+
+async def _stop_streams(app: web.Application) -> None:
+    app[STREAMS].stop()
 
 
 async def _scheduler(app: web.Application) -> AsyncIterator[None]:

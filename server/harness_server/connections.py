@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
-
-from harness_server.ratelimit import TokenBuckets
 
 #: How long a request's head may take, from its first byte or, on a new connection, from its beginning.
 HEAD_SECONDS = 10.0
@@ -25,16 +22,13 @@ IDLE_SECONDS = 75.0
 #: A client for which more waits than sockets hold has to read this many bytes each time.
 STALL_BYTES = 64 * 1024
 STALL_SECONDS = 60.0
+#: How long a connection stays after its last answer, for that to be read.
+LINGER_SECONDS = 1.0
 
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
-
-
-#: Lines about requests that are no HTTP, at once and per second; who sends some may send many.
-_MALFORMED_AT_ONCE = 20
-_MALFORMED_PER_SECOND = 0.1
 
 
 class Connections:
@@ -126,6 +120,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._is_busy = False
         self._is_head_begun = False
+        self._is_given_up = False
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -140,7 +135,7 @@ class _Connection(asyncio.Protocol):
         self._http.connection_made(taken)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is None:
+        if self._transport is None or self._is_given_up:
             return
         if not (self._is_busy or self._is_head_begun):
             self._is_head_begun = True
@@ -206,11 +201,14 @@ class _Connection(asyncio.Protocol):
 
     def _expire(self) -> None:
         assert self._transport is not None
-        if self._is_head_begun and not self._transport.get_write_buffer_size():
-            self._transport.write(_TIMEOUT)
-            self._transport.close()
-        else:
+        if not self._is_head_begun or self._transport.get_write_buffer_size():
             self.drop()
+            return
+        # Closed at once, with more of it coming in, the connection would be reset, and the answer perhaps never be read.
+        self._is_given_up = True
+        self._transport.write(_TIMEOUT)
+        self._transport.write_eof()
+        self._deadline = self._loop.call_later(LINGER_SECONDS, self.drop)
 
     def _set_deadline(self, seconds: float) -> None:
         self._cancel_deadline()
@@ -223,26 +221,14 @@ class _Connection(asyncio.Protocol):
 
 
 def http_logger() -> logging.Logger:
-    """Return what aiohttp logs to: requests that are no HTTP take one line each, without what was in them."""
+    """Return what aiohttp logs to: nothing of requests that are no HTTP.
+
+    Whoever sends those must not fill the log; and aiohttp quotes the line at fault, which may be the one with the token.
+    """
     logger = logging.getLogger("harness_server.http")
-    logger.filters[:] = [_MalformedFilter()]
+    logger.filters[:] = [_is_ours_to_mend]
     return logger
 
 
-class _MalformedFilter(logging.Filter):
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines = TokenBuckets(
-            per_second=_MALFORMED_PER_SECOND, burst=_MALFORMED_AT_ONCE, monotonic=time.monotonic
-        )
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, HttpProcessingError):
-            return True
-        # aiohttp's words, and the traceback, quote the line at fault, which may be the one with the token.
-        record.exc_info = None
-        record.msg, record.args = "a request that is no HTTP was refused (%s)", (type(error).__name__,)
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.action = "request_malformed"
-        return self._lines.take("malformed").is_granted
+def _is_ours_to_mend(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)

@@ -17,10 +17,13 @@ from pydantic import BaseModel, ValidationError
 from harness.api import HarnessApi
 from harness.config import list_problems
 from harness.errors import (
+    AgentNotFoundError,
     DeadlineExceededError,
     HarnessError,
     InvalidInputError,
     NotFoundError,
+    TaskNotFoundError,
+    TokenNotFoundError,
     UnsupportedMediaError,
 )
 from harness.jsontext import decode_document
@@ -57,6 +60,13 @@ __all__ = [
     "json_answer",
 ]
 
+#: What an id in a path that is larger than any of its kind is answered with.
+_NOT_FOUND: Mapping[str, type[NotFoundError]] = {
+    "agent_id": AgentNotFoundError,
+    "task_id": TaskNotFoundError,
+    "token_id": TokenNotFoundError,
+}
+
 API = web.AppKey("api", HarnessApi)
 
 
@@ -89,10 +99,12 @@ class Call(Generic[QueryT, BodyT]):
             NotFoundError: It is larger than any id.
         """
         text = self.request.match_info[name]
-        if not (text.isascii() and text.isdigit()) or int(text[:20]) == 0:
+        # One way to write each id: caches and rules in front of the server then see what it sees.
+        if not (text.isascii() and text.isdigit()) or text.startswith("0"):
             raise InvalidInputError(f"{name} in the path is {text[:40]!r}; give a positive integer")
-        if len(text) > 19 or int(text) > _MAX_ID:
-            raise NotFoundError(f"nothing has the {name} {text[:20]}")
+        if len(text) > len(str(_MAX_ID)) or int(text) > _MAX_ID:
+            kind = _NOT_FOUND.get(name, NotFoundError)
+            raise kind(f"there is no {name.removesuffix('_id')} {text[:20]}{'…' * (len(text) > 20)}")
         return int(text)
 
 
@@ -106,6 +118,10 @@ class Answer:
     description: str
     model: type[BaseModel] | None = None
     media_type: str = JSON
+    #: What server-sent events carry, where it may be a stream of them.
+    events: tuple[type[BaseModel], ...] = ()
+    #: Media types of text that it may be instead.
+    also_text: tuple[str, ...] = ()
     #: Headers with their descriptions.
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -121,6 +137,8 @@ class Endpoint:
     answers: Mapping[int, Answer]
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    #: A body that does something sensible, for people to begin from.
+    example: Mapping[str, Any] | None = None
     #: Whether a request without a body counts as ``{}``.
     is_body_optional: bool = False
     max_body_bytes: int = SMALL_BODY_BYTES

@@ -66,15 +66,20 @@ _HEADERS_BY_ERROR: Mapping[type[HarnessError], Mapping[str, str]] = {
 class FieldProblem(BaseModel):
     """What is wrong with one value."""
 
+    #: Path of the value, such as ``config.limits.cpus``; empty when it is the whole.
     field: str
+    #: What is wrong with it.
     message: str
 
 
 class ProblemDocument(BaseModel):
     """Why a request was refused or failed."""
 
+    #: A URI that stands for the code; nothing is found there.
     type: str
+    #: The status in words.
     title: str
+    #: The status of the answer.
     status: int
     #: What happened, the value at fault and what to do.
     detail: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -37,7 +38,7 @@ class Site:
         transport = mock.Mock()
         transport.get_extra_info = {"peername": (peer, 1)}.get
         request = make_mocked_request("GET", "/api/agents", transport=transport)
-        request = request.clone(headers=[("Authorization", header) for header in headers])  # type: ignore[arg-type]
+        request = request.clone(headers=[("Authorization", header) for header in headers])
         principal = await (gate or self.gate).admit(request)
         self.allowance = request.get(ALLOWANCE)
         return principal
@@ -124,6 +125,26 @@ async def test_another_tokens_number_or_secret_opens_nothing(site: Site) -> None
     ):
         with pytest.raises(AuthenticationError, match="not valid"):
             await site.show(forged)
+
+
+async def test_a_secret_is_compared_in_constant_time_also_where_there_is_no_token(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await site.token()
+    compared: list[tuple[str, str]] = []
+    compare = hmac.compare_digest
+
+    def recording(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", recording)
+    await site.show(made.text)
+    for token_id in (made.token.id, 99):
+        with pytest.raises(AuthenticationError):
+            await site.show(TokenText(token_id, new_secret()).render())
+
+    assert [(len(one), len(other)) for one, other in compared] == [(64, 64)] * 3
 
 
 @pytest.mark.parametrize(

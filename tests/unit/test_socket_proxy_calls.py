@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from copy import deepcopy
@@ -389,6 +390,25 @@ async def test_a_request_that_two_readers_could_understand_differently_is_refuse
         await read(head)
 
     assert caught.value.status == status
+
+
+@given(data=st.binary() | st.binary().map(lambda rest: b"POST /x HTTP/1.1\r\n" + rest + b"\r\n\r\n"))
+def test_whatever_bytes_come_in_they_are_a_request_or_refused(data: bytes) -> None:
+    with contextlib.suppress(RefusedError):
+        asyncio.run(read(data))
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.sampled_from([*body(), *body()["HostConfig"]]), inner)
+        ),
+    )
+)
+def test_whatever_json_comes_in_it_is_refused(value: Any) -> None:
+    with pytest.raises(RefusedError):
+        check(value)
 
 
 async def test_a_plain_request_is_read_to_the_end_of_its_body_and_no_further() -> None:

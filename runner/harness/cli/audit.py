@@ -9,7 +9,7 @@ import typer
 from harness.cli import text
 from harness.cli.options import MAX_ID, JsonOption, LimitOption
 from harness.cli.render import note, print_json, print_table
-from harness.cli.session import open_store, run_async
+from harness.cli.session import open_api, run_async
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +26,10 @@ def audit(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List changes made through the API, and of tokens, the newest first.
+    """List who changed what, through the API or by this command line, the newest first.
 
     STATUS is that of the answer: below 300 it was done; 403: refused, the token's scope did not reach; from 500 on it may
-    have been done. Changes by this command line on the store itself are not here, those of tokens aside.
+    have been done.
 
     \b
     Examples:
@@ -38,8 +38,8 @@ def audit(
     """
 
     async def work() -> Sequence[AuditEntry]:
-        async with open_store() as store:
-            return await store.list_audit(limit=limit, before_id=before_id)
+        async with open_api() as api:
+            return await api.list_audit(limit=limit, before_id=before_id)
 
     entries = run_async(work)
     if as_json:

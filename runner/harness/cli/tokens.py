@@ -1,4 +1,4 @@
-"""``harness tokens``: who may use the API. Works on the store itself, so that nobody is ever locked out of it."""
+"""``harness tokens``: who may use the API. On the store itself it needs no token, so that nobody is ever locked out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import typer
 from harness.cli import text
 from harness.cli.options import MAX_ID, JsonOption, LimitOption, OffsetOption, group
 from harness.cli.render import note, note_rest, print_model, print_page_json, print_table, say
-from harness.cli.session import check_text, open_store, run_async, user_name
+from harness.cli.session import check_text, open_api, run_async
 from harness.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from harness.models import Page
-    from harness.ports import Store
     from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 app = group("Make, list and revoke the tokens that the API asks for.")
@@ -61,17 +60,12 @@ def create(
       harness tokens create grafana --scope read
       harness tokens create ci --scope run --expires-days 90
     """
+    expires_at = None if expires_days is None else _now() + timedelta(days=expires_days)
+    draft = _draft(name, scope, expires_at)
 
     async def work() -> CreatedToken:
-        from harness.api import tokens
-
-        async with open_store() as store:
-            expires_at = None
-            if expires_days is not None:
-                expires_at = await store.now() + timedelta(days=expires_days)
-            made = await tokens.create(store, _draft(name, scope, expires_at))
-            await _write_down(store, "create_token", made.token)
-            return made
+        async with open_api() as api:
+            return await api.create_token(draft)
 
     made = run_async(work)
     if as_json:
@@ -94,11 +88,11 @@ def list_(*, limit: LimitOption = 100, offset: OffsetOption = 0, as_json: JsonOp
       harness tokens list
     """
 
-    async def work() -> tuple[Page[ApiToken], datetime]:
-        async with open_store() as store:
-            return await store.list_tokens(limit=limit, offset=offset), await store.now()
+    async def work() -> Page[ApiToken]:
+        async with open_api() as api:
+            return await api.list_tokens(limit=limit, offset=offset)
 
-    page, now = run_async(work)
+    page, now = run_async(work), _now()
     if as_json:
         print_page_json(page)
         return
@@ -131,10 +125,8 @@ def revoke(
     """
 
     async def work() -> ApiToken:
-        async with open_store() as store:
-            revoked = await store.revoke_token(token)
-            await _write_down(store, "revoke_token", revoked)
-            return revoked
+        async with open_api() as api:
+            return await api.revoke_token(token)
 
     revoked = run_async(work)
     if as_json:
@@ -162,12 +154,7 @@ def _status(token: ApiToken, now: datetime) -> str:
     return "valid" if token.is_valid(now) else "expired"
 
 
-async def _write_down(store: Store, action: str, token: ApiToken) -> None:
-    """Add a change of this command line's to the audit log."""
-    from harness.audit import CLI, AuditDraft
-    from harness.settings import get_settings
+def _now() -> datetime:
+    from harness.clock import SystemClock
 
-    draft = AuditDraft(
-        actor=CLI, peer=user_name(), action=action, target=f"/api/tokens/{token.id}", status=200
-    )
-    await store.append_audit(draft, max_entries=get_settings().audit_max_entries)
+    return SystemClock().now()

@@ -98,6 +98,12 @@ def _expected_version(request: web.Request, version: int | None) -> int | None:
     return int(digits)
 
 
+_EXAMPLE = {
+    "name": "greeter",
+    "code": 'import handoff\nn = context.get("n", 0) + 1\nprint("hello", n)\nhandoff.save({"n": n})\n',
+    "config": {"limits": {"timeout_seconds": 60}, "schedule": {"type": "cron", "cron": "0 * * * *"}},
+}
+
 routes = [
     Endpoint(
         method="POST",
@@ -106,6 +112,7 @@ routes = [
         scope=Scope.ADMIN,
         body=AgentDraft,
         max_body_bytes=MAX_BODY_BYTES,
+        example=_EXAMPLE,
         answers={201: Answer("The agent.", Agent, headers={"Location": "Where it is.", **_ETAG})},
         errors=(AgentNameTakenError,),
     ),
@@ -132,6 +139,7 @@ routes = [
         scope=Scope.ADMIN,
         body=AgentUpdate,
         max_body_bytes=MAX_BODY_BYTES,
+        example={**_EXAMPLE, "version": 1},
         headers={"If-Match": 'The ETag of the version that is changed, such as "3".'},
         answers={200: Answer("The agent as changed.", Agent, headers=_ETAG)},
         errors=(AgentNotFoundError, VersionConflictError, AgentNameTakenError),
@@ -153,6 +161,7 @@ routes = [
         body=RunRequest,
         max_body_bytes=DOCUMENT_BODY_BYTES,
         extra_seconds=MAX_WAIT_SECONDS,
+        example={"context": {"city": "Oslo"}},
         is_body_optional=True,
         headers={
             "Idempotency-Key": "1 to 200 printable ASCII characters; a repetition with it makes no second run."

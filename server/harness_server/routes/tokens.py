@@ -34,6 +34,7 @@ routes = [
         handler=create_token,
         scope=Scope.ADMIN,
         body=TokenDraft,
+        example={"name": "ci", "scope": "run"},
         answers={
             201: Answer(
                 "The token, and its text.", CreatedToken, headers={"Location": "Where it is revoked."}
