@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from harness.cli.render import NoteHandler, note, print_json
 from harness.errors import (
@@ -207,17 +207,7 @@ def note_that_it_is_local() -> None:
         )
 
 
-class HasAgents(Protocol):
-    """The service, or a store."""
-
-    async def get_agent(self, agent_id: int) -> Agent:
-        """Return an agent, or raise `AgentNotFoundError`."""
-
-    async def find_agent(self, name: str) -> Agent:
-        """Return the agent of that name, or raise `AgentNotFoundError`."""
-
-
-async def find_agent(agents: HasAgents, reference: str) -> Agent:
+async def find_agent(api: HarnessApi | Store, reference: str) -> Agent:
     """Return the agent with an id or a name.
 
     Raises:
@@ -227,9 +217,9 @@ async def find_agent(agents: HasAgents, reference: str) -> Agent:
         # Beyond 64 bits no store has an id, and SQLite's driver can't even ask.
         if len(reference) > 18:
             raise AgentNotFoundError(f"no agent has the id {reference[:18]}…")
-        return await agents.get_agent(int(reference))
+        return await api.get_agent(int(reference))
     check_text(reference, what="AGENT")
-    return await agents.find_agent(reference)
+    return await api.find_agent(reference)
 
 
 def check_text(value: str, *, what: str) -> None:
