@@ -30,6 +30,7 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "expired_tasks": store.expired_tasks(),
         "claim_tasks": store.claim_tasks(claim(), limit=1),
         "next_due_at": store.next_due_at(),
+        "queue_stats": store.queue_stats(),
         "extend_lease": store.extend_lease(1, 1, 30),
         "record_reason": store.record_reason(1, 1, Reason.TIMEOUT),
         "finish_task": store.finish_task(1, 1, completed(), artifact=state()),
