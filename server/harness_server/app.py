@@ -6,21 +6,25 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
 from harness.announce import announce_parts
 from harness.api import LocalApi
 from harness.errors import AddressUnavailableError, HarnessError
+from harness.observed import observed_sandbox, observed_store
 from harness.sandbox.inspection import ping
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.wiring import open_runtime
+from harness_server.accesslog import watch_requests
 from harness_server.endpoint import API, MAX_BODY_BYTES
 from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
 from harness_server.middleware import add_headers, problems, request_ids
-from harness_server.routes import ENDPOINTS, docs, health
+from harness_server.monitoring import MONITOR, SCRAPER, make_monitor
+from harness_server.routes import ENDPOINTS, docs, health, metrics
+from harness_server.scraping import Scraper
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
@@ -35,17 +39,22 @@ class SchedulerOptions:
 
 
 OPTIONS = web.AppKey("options", SchedulerOptions)
+#: Whether each request is told in the log.
+LOGS_REQUESTS = web.AppKey("logs_requests", bool)
 
 
-def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
+def make_app(
+    settings: Settings, options: SchedulerOptions, *, logs_requests: bool = False
+) -> web.Application:
     """Return an application, not yet started; its start opens the store and starts the scheduler."""
-    app = web.Application(middlewares=(request_ids, problems), client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=(request_ids, watch_requests, problems), client_max_size=MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[OPTIONS] = options
-    app.cleanup_ctx.extend((_runtime, _scheduler))
+    app[LOGS_REQUESTS] = logs_requests
+    app.cleanup_ctx.extend((_monitor, _runtime, _scheduler))
     app.on_response_prepare.append(add_headers)
     app.add_routes([*health.routes, *docs.routes])
-    for endpoints in ENDPOINTS.values():
+    for endpoints in (*ENDPOINTS.values(), metrics.routes):
         app.add_routes(endpoint.route() for endpoint in endpoints)
     return app
 
@@ -90,9 +99,15 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+async def _monitor(app: web.Application) -> AsyncIterator[None]:
+    app[MONITOR] = make_monitor(app[SETTINGS], logs_requests=app[LOGS_REQUESTS])
+    yield
+    await app[MONITOR].close()
+
+
 async def _runtime(app: web.Application) -> AsyncIterator[None]:
-    async with open_runtime(app[SETTINGS]) as runtime:
-        app[RUNTIME] = runtime
+    async with open_runtime(app[SETTINGS]) as opened:
+        app[RUNTIME] = runtime = replace(opened, store=observed_store(opened.store, app[MONITOR].telemetry))
         await announce_parts(runtime)
         yield
 
@@ -103,7 +118,7 @@ async def _scheduler(app: web.Application) -> AsyncIterator[None]:
         options.max_concurrent,
         options.retry_max_attempts,
         store=runtime.store,
-        sandbox=runtime.sandbox,
+        sandbox=observed_sandbox(runtime.sandbox, app[MONITOR].telemetry),
         clock=runtime.clock,
         settings=runtime.settings,
     )
@@ -119,8 +134,12 @@ async def _scheduler(app: web.Application) -> AsyncIterator[None]:
         "engine": lambda: ping(runtime.sandbox.engine),
         "scheduler": ask_scheduler,
     }
+    app[SCRAPER] = scraper = Scraper(
+        app[MONITOR].metrics, app[PROBES], runtime.store.queue_stats, lambda: scheduler.running
+    )
     await scheduler.start()
     try:
         yield
     finally:
         await scheduler.stop(drain_seconds=0)
+        await scraper.close()
