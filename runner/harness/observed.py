@@ -58,6 +58,7 @@ class _ObservedStore:
         self._store = store
         self._telemetry = telemetry
         then: dict[str, _Then] = {
+            "create_task": self._created,
             "fire_schedules": self._fired,
             "claim_tasks": self._claimed,
             "finish_task": self._attempt_ended,
@@ -94,6 +95,10 @@ class _ObservedStore:
             return answer
 
         return measured
+
+    def _created(self, _args: tuple[Any, ...], task: Task, _seconds: float) -> None:
+        if task.status is TaskStatus.RUNNING:
+            self._telemetry.claimed(task)
 
     def _fired(self, _args: tuple[Any, ...], tasks: Sequence[Task], _seconds: float) -> None:
         for task in tasks:

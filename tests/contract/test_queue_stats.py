@@ -45,6 +45,15 @@ async def test_running_tasks_are_counted_wherever_they_run(store: Store, agent: 
     assert (stats.running, stats.expired, stats.ready) == (1, 0, 0)
 
 
+async def test_running_tasks_of_the_dead_are_counted_apart(store: Store, agent: Agent, place: Place) -> None:
+    await running_task(store, agent.id)
+    await place.clock.advance(LEASE_SECONDS + 5)
+
+    stats = await store.queue_stats()
+
+    assert (stats.running, stats.expired) == (1, 1)
+
+
 async def test_what_has_ended_is_not_counted(store: Store, agent: Agent) -> None:
     task = await running_task(store, agent.id)
     await store.finish_task(task.id, task.fence, completed())
