@@ -15,6 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from threading import Thread
 from typing import Any
 
 from opentelemetry.context import Context
@@ -30,6 +31,8 @@ from harness.telemetry import Telemetry
 
 #: Attempts whose end is awaited at most. One whose lease was lost may never be told to end.
 MAX_OPEN = 10_000
+#: Bound on sending the last spans, in seconds.
+CLOSE_TIMEOUT_SECONDS = 2.0
 
 _NANOS = 1_000_000_000
 
@@ -62,8 +65,10 @@ class Tracing(Telemetry):
         self._attempts: OrderedDict[tuple[int, int], _Open] = OrderedDict()
 
     def close(self) -> None:
-        """Send what is left; blocks for as long as the exporter takes."""
-        self._provider.shutdown()
+        """Send what is left; blocks, for two seconds at most: a collector that is away must not hold a stop up."""
+        ending = Thread(target=self._provider.shutdown, name="spans", daemon=True)
+        ending.start()
+        ending.join(CLOSE_TIMEOUT_SECONDS)
 
     def fired(self, task: Task) -> None:
         """Trace a fire, from when it was due to its stored task."""
