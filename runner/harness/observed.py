@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
 
@@ -39,8 +40,18 @@ MEASURED_METHODS = tuple(
     if name not in _NOT_MEASURED and not name.startswith("_")
 )
 
-#: Called with the arguments and the answer of a call that went well, and how long it took.
-_Then = Callable[[tuple[Any, ...], Any, float], None]
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of the store that went well."""
+
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+    answer: Any
+    seconds: float
+
+
+_Then = Callable[[_Call], None]
 
 
 def observed_store(store: Store, telemetry: Telemetry) -> Store:
@@ -60,6 +71,7 @@ class _ObservedStore:
         then: dict[str, _Then] = {
             "create_task": self._created,
             "fire_schedules": self._fired,
+            "put_schedules": self._put,
             "claim_tasks": self._claimed,
             "finish_task": self._attempt_ended,
             "retry_task": self._attempt_ended,
@@ -91,28 +103,41 @@ class _ObservedStore:
             seconds = perf_counter() - began
             telemetry.store_called(name, seconds, None)
             if then is not None:
-                then(args, answer, seconds)
+                then(_Call(args, kwargs, answer, seconds))
             return answer
 
         return measured
 
-    def _created(self, _args: tuple[Any, ...], task: Task, _seconds: float) -> None:
-        if task.status is TaskStatus.RUNNING:
-            self._telemetry.claimed(task)
+    def _created(self, call: _Call) -> None:
+        if call.answer.status is TaskStatus.RUNNING:
+            self._telemetry.claimed(call.answer)
 
-    def _fired(self, _args: tuple[Any, ...], tasks: Sequence[Task], _seconds: float) -> None:
-        for task in tasks:
+    def _fired(self, call: _Call) -> None:
+        for task in call.answer:
             self._telemetry.fired(task)
 
-    def _claimed(self, _args: tuple[Any, ...], tasks: Sequence[Task], _seconds: float) -> None:
-        for task in tasks:
+    def _put(self, call: _Call) -> None:
+        skips = call.named.get("skips", ())
+        accepted = {state.agent_id for state in call.answer} if skips else ()
+        for skip in skips:
+            if skip.agent_id in accepted:
+                self._telemetry.skipped(skip)
+
+    def _claimed(self, call: _Call) -> None:
+        for task in call.answer:
             self._telemetry.claimed(task)
 
-    def _attempt_ended(self, _args: tuple[Any, ...], task: Task | None, seconds: float) -> None:
+    def _attempt_ended(self, call: _Call) -> None:
+        """Tell of the attempt that a call ended: of its fence, since a call that is repeated may find a later one."""
+        task: Task | None = call.answer
         # None: the attempt to be expired was not, since its runner lives or another sweep was faster.
         if task is None:
             return
-        self._telemetry.attempt_ended(task, seconds)
+        # `expire_task` is given the task as read, all others its id and their fence.
+        fence = call.args[0].fence if isinstance(call.args[0], Task) else call.args[1]
+        for attempt in task.attempts:
+            if attempt.number == fence:
+                self._telemetry.attempt_ended(task, attempt, call.seconds)
         if task.status.is_final:
             self._telemetry.task_ended(task)
 

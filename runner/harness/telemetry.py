@@ -6,7 +6,7 @@ it. Prometheus and OpenTelemetry are behind it, in the server's package.
 
 from __future__ import annotations
 
-from harness.models import Task
+from harness.models import Attempt, NewTask, Task
 from harness.ports import SandboxLabels, SandboxResult
 
 
@@ -23,13 +23,17 @@ class Telemetry:
     def fired(self, task: Task) -> None:
         """A fire became a task, or a skip that stands for one or more fires, stored by this process."""
 
+    def skipped(self, skip: NewTask) -> None:
+        """A change of a schedule, or of the agent, made its fires skipped; the record is stored, or will be."""
+
     def claimed(self, task: Task) -> None:
         """This process took a task; its newest attempt says when, and since when it was due."""
 
-    def attempt_ended(self, task: Task, save_seconds: float) -> None:
-        """The end of a task's newest attempt is stored, which took `save_seconds`.
+    def attempt_ended(self, task: Task, attempt: Attempt, save_seconds: float) -> None:
+        """The end of an attempt is stored, which took `save_seconds`.
 
-        The task as stored: final, or pending again. Attempts of a runner that died are ended by another's sweep.
+        The task as stored: final, pending again, or running again by now. Attempts of a runner that died are ended by
+        another's sweep.
         """
 
     def attempt_lost(self, task_id: int, fence: int) -> None:
@@ -67,15 +71,20 @@ class Telemetries(Telemetry):
         for part in self._parts:
             part.fired(task)
 
+    def skipped(self, skip: NewTask) -> None:
+        """Tell all."""
+        for part in self._parts:
+            part.skipped(skip)
+
     def claimed(self, task: Task) -> None:
         """Tell all."""
         for part in self._parts:
             part.claimed(task)
 
-    def attempt_ended(self, task: Task, save_seconds: float) -> None:
+    def attempt_ended(self, task: Task, attempt: Attempt, save_seconds: float) -> None:
         """Tell all."""
         for part in self._parts:
-            part.attempt_ended(task, save_seconds)
+            part.attempt_ended(task, attempt, save_seconds)
 
     def attempt_lost(self, task_id: int, fence: int) -> None:
         """Tell all."""

@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 from harness.errors import HarnessError, LeaseLostError, StoreError
-from harness.models import Reason, SkipReason, Task, TaskStatus
+from harness.models import Attempt, NewTask, Reason, SkipReason, Task, TaskStatus
 from harness.observed import MEASURED_METHODS
 from harness.ports import SandboxLabels
 from harness.telemetry import Telemetry
@@ -154,11 +154,19 @@ class Metrics(Telemetry):
     def fired(self, task: Task) -> None:
         """Count a fire, or those that a skip stands for."""
         if task.status is TaskStatus.SKIPPED:
-            self._fires.labels(task.skip_reason or "").inc(max(1, task.skipped_count))
+            self._skip(task)
             return
         self._fires.labels("task").inc()
         due_at = task.due_at or task.scheduled_at
         self._fire_lateness.observe(max(0.0, (task.created_at - due_at).total_seconds()))
+
+    def skipped(self, skip: NewTask) -> None:
+        """Count the fires that a skip stands for."""
+        self._skip(skip)
+
+    def _skip(self, skip: Task | NewTask) -> None:
+        if skip.skip_reason is not None:
+            self._fires.labels(skip.skip_reason).inc(max(1, skip.skipped_count))
 
     def claimed(self, task: Task) -> None:
         """Time how long it waited."""
@@ -166,10 +174,9 @@ class Metrics(Telemetry):
         if attempt is not None and attempt.due_at is not None:
             self._dispatch.observe(max(0.0, (attempt.started_at - attempt.due_at).total_seconds()))
 
-    def attempt_ended(self, task: Task, save_seconds: float) -> None:
+    def attempt_ended(self, task: Task, attempt: Attempt, save_seconds: float) -> None:
         """Count and time an attempt."""
-        attempt = task.attempt
-        if attempt is None or attempt.reason is None:
+        if attempt.reason is None:
             return
         self._attempts.labels(attempt.reason).inc()
         if attempt.ended_at is not None:

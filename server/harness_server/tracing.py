@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from harness.errors import HarnessError
-from harness.models import Reason, Task
+from harness.models import Attempt, Reason, Task
 from harness.ports import SandboxLabels, SandboxResult
 from harness.telemetry import Telemetry
 
@@ -117,11 +117,10 @@ class Tracing(Telemetry):
             labels, "agent", seconds, {"harness.reason": result.reason, "harness.exit_code": result.exit_code}
         )
 
-    def attempt_ended(self, task: Task, save_seconds: float) -> None:
+    def attempt_ended(self, task: Task, attempt: Attempt, save_seconds: float) -> None:
         """End the trace of an attempt, unless another process began it."""
-        attempt = task.attempt
-        opened = None if attempt is None else self._attempts.pop((task.id, attempt.number), None)
-        if attempt is None or opened is None:
+        opened = self._attempts.pop((task.id, attempt.number), None)
+        if opened is None:
             return
         now = time.time_ns()
         save = self._tracer.start_span("save", context=opened.context, start_time=_before(now, save_seconds))

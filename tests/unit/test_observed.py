@@ -12,6 +12,7 @@ from tests.unit.shop import FAILED, LEASE_SECONDS, SKIPPED, Shop
 from harness.errors import AgentNotFoundError, EngineUnavailableError, LeaseLostError
 from harness.executor import AgentExecutor
 from harness.models import (
+    Attempt,
     Claim,
     FirePlan,
     NewTask,
@@ -45,9 +46,11 @@ class Recorder(Telemetry):
     def claimed(self, task: Task) -> None:
         self.told.append(("claimed", task.id, task.fence))
 
-    def attempt_ended(self, task: Task, save_seconds: float) -> None:
-        assert task.attempt is not None
-        self.told.append(("attempt_ended", task.id, task.attempt.number, task.attempt.reason))
+    def skipped(self, skip: NewTask) -> None:
+        self.told.append(("skipped", skip.agent_id, skip.skip_reason))
+
+    def attempt_ended(self, task: Task, attempt: Attempt, save_seconds: float) -> None:
+        self.told.append(("attempt_ended", task.id, attempt.number, attempt.reason))
 
     def attempt_lost(self, task_id: int, fence: int) -> None:
         self.told.append(("attempt_lost", task_id, fence))
@@ -167,6 +170,20 @@ async def test_an_attempt_that_is_retried_ends_and_its_task_does_not(
     ]
 
 
+async def test_a_repeated_end_tells_of_its_own_attempt_and_not_of_the_next(
+    shop: Shop, store: Store, recorder: Recorder
+) -> None:
+    await shop.pending(await shop.agent())
+    (task,) = await store.claim_tasks(CLAIM, limit=1)
+    failed, due_at = Outcome(reason=Reason.TIMEOUT), await store.now()
+    await shop.store.retry_task(task.id, task.fence, failed, due_at=due_at)
+    await store.claim_tasks(CLAIM, limit=1)
+
+    await store.retry_task(task.id, task.fence, failed, due_at=due_at)
+
+    assert recorder.told[2:] == [("attempt_ended", 1, 1, Reason.TIMEOUT)]
+
+
 async def test_a_refused_write_is_a_lost_attempt(shop: Shop, store: Store, recorder: Recorder) -> None:
     await shop.pending(await shop.agent())
     (task,) = await store.claim_tasks(CLAIM, limit=1)
@@ -240,6 +257,20 @@ async def test_fires_and_skips_are_told_by_whoever_stored_them(
 
     assert recorder.told == [("fired", "pending"), ("fired", SKIPPED)]
     assert (await store.get_task(2)).skip_reason is SkipReason.OVERLAP
+
+
+async def test_skips_that_come_of_a_change_are_told_if_the_change_was_accepted(
+    shop: Shop, store: Store, recorder: Recorder
+) -> None:
+    agent = await shop.agent(schedule={"type": "cron", "cron": "*/5 * * * *"})
+    now = await store.now()
+    state = ScheduleState(agent_id=agent.id, agent_version=1, anchor_at=now)
+    skip = NewTask(agent_id=agent.id, trigger="schedule", fire_at=now, skip_reason=SkipReason.DISABLED)
+
+    await store.put_schedules([state], skips=[skip])
+    await store.put_schedules([state], skips=[skip])
+
+    assert recorder.told == [("skipped", agent.id, SkipReason.DISABLED)]
 
 
 async def test_several_are_told_everything() -> None:
