@@ -50,6 +50,10 @@ class _Call:
     answer: Any
     seconds: float
 
+    def argument(self, index: int, name: str) -> Any:
+        """Return an argument, whichever way it was given."""
+        return self.args[index] if len(self.args) > index else self.named[name]
+
 
 _Then = Callable[[_Call], None]
 
@@ -76,7 +80,7 @@ class _ObservedStore:
             "finish_task": self._attempt_ended,
             "retry_task": self._attempt_ended,
             "hand_back_task": self._attempt_ended,
-            "expire_task": self._attempt_ended,
+            "expire_task": self._expired,
         }
         for name in MEASURED_METHODS:
             setattr(self, name, self._measured(name, getattr(store, name), then.get(name)))
@@ -127,17 +131,19 @@ class _ObservedStore:
         for task in call.answer:
             self._telemetry.claimed(task)
 
+    def _expired(self, call: _Call) -> None:
+        # None: its runner lives, or another sweep was faster.
+        if call.answer is not None:
+            self._tell_end(call.answer, call.argument(0, "task").fence, call.seconds)
+
     def _attempt_ended(self, call: _Call) -> None:
-        """Tell of the attempt that a call ended: of its fence, since a call that is repeated may find a later one."""
-        task: Task | None = call.answer
-        # None: the attempt to be expired was not, since its runner lives or another sweep was faster.
-        if task is None:
-            return
-        # `expire_task` is given the task as read, all others its id and their fence.
-        fence = call.args[0].fence if isinstance(call.args[0], Task) else call.args[1]
+        self._tell_end(call.answer, call.argument(1, "fence"), call.seconds)
+
+    def _tell_end(self, task: Task, fence: int, seconds: float) -> None:
+        """Tell of the attempt of that fence: a call that is repeated may find a later one begun."""
         for attempt in task.attempts:
             if attempt.number == fence:
-                self._telemetry.attempt_ended(task, attempt, call.seconds)
+                self._telemetry.attempt_ended(task, attempt, seconds)
         if task.status.is_final:
             self._telemetry.task_ended(task)
 
