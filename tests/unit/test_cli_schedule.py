@@ -97,7 +97,7 @@ def test_a_cron_schedule_is_made_up_for(cli: Cli) -> None:
         (("--from", "yesterday"), "is no instant"),
         (("--from", "2026-01-01T00:00"), "says no offset"),
         (("--from", "1066-01-01T00:00Z"), "between 1970 and 3000"),
-        (("--from", "2026-01-02T00:00Z", "--to", "2026-01-01T00:00Z"), "is before"),
+        (("--from", "2026-01-02T00:00Z", "--to", "2026-01-01T00:00Z"), "before it begins"),
         (("--from", "2026-01-01T00:00Z", "--to", "2999-01-01T00:00Z"), "in the future"),
     ],
 )

@@ -18,7 +18,20 @@ SOURCE_ROOTS = (ROOT / "runner", ROOT / "server")
 
 #: From the bottom up: a module imports from its own layer and from lower ones. A package stands for all in it.
 LAYERS = (
-    {"errors", "config", "cron", "zones", "jsontext", "models", "clock", "settings", "aio", "retention"},
+    {
+        "errors",
+        "config",
+        "cron",
+        "zones",
+        "jsontext",
+        "models",
+        "clock",
+        "settings",
+        "aio",
+        "tokens",
+        "audit",
+        "retention",
+    },
     {"ports", "telemetry"},
     {
         "triggers",
@@ -38,6 +51,7 @@ LAYERS = (
         "worker",
         "lease",
         "output",
+        "sampling",
     },
     {"api", "store", "sandbox"},
     {"wiring", "testing", "announce", "observed"},

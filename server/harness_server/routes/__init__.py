@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from harness_server.endpoint import Endpoint
-from harness_server.routes import agents, handoffs, schedules, system, tasks
+from harness_server.routes import agents, audit, handoffs, logs, schedules, stats, system, tasks, tokens
 
 #: By the tag that groups them on the docs page.
 ENDPOINTS: dict[str, list[Endpoint]] = {
-    "tasks": tasks.routes,
+    "tasks": [*tasks.routes, *logs.routes, *stats.routes],
     "agents": agents.routes,
     "schedules": schedules.routes,
     "handoffs": handoffs.routes,
     "system": system.routes,
+    "access": [*tokens.routes, *audit.routes],
 }
