@@ -131,6 +131,24 @@ async def _create_agent(url: str) -> int:
         return answer.status
 
 
+async def test_where_tokens_are_asked_for_a_scrape_takes_one(site: Site) -> None:
+    service = site.start("serve")
+    url = await service.url()
+    token = (await site.command("tokens", "create", "prometheus", "--scope", "read")).strip()
+
+    assert await status(url, None) == await status(url, token[:-1]) == 401
+    assert await status(url, token) == 200
+
+    await site.command("tokens", "revoke", "1")
+    assert await status(url, token) == 401
+
+
+async def status(url: str, token: str | None) -> int:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{url}/metrics") as answer:
+        return answer.status
+
+
 async def test_a_runner_answers_on_a_port_of_its_own(site: Site) -> None:
     service = site.start("runner", "--metrics-port", "0")
     url = (await service.until("metrics_started"))[0]["url"]
