@@ -157,7 +157,8 @@ async def _access(app: web.Application) -> AsyncIterator[None]:
             "HARNESS_ALLOWED_HOSTS is set and there is no token: whoever a proxy lets through may do everything",
             extra={"action": "open_behind_proxy"},
         )
-    app[GATE] = Gate(runtime.store, clock=runtime.clock, settings=settings)
+    app[GATE] = gate = Gate(runtime.store, clock=runtime.clock, settings=settings)
+    app[metrics.SCRAPE_GATE] = metrics.ScrapeGate(gate, clock=runtime.clock)
     app[AUDITOR] = Auditor(runtime.store, clock=runtime.clock, max_entries=settings.audit_max_entries)
     yield
 
