@@ -30,6 +30,9 @@ MAX_CODE_BYTES = 4 * 1024 * 1024
 #: NAME_MAX of Linux file systems.
 _MAX_NAME_BYTES = 255
 
+#: Where counting a store's work ends: past it there is too much, and how much makes no difference.
+MAX_COUNTED = 100_000
+
 T = TypeVar("T")
 
 
@@ -111,10 +114,12 @@ class SkipReason(StrEnum):
     SUPERSEDED = "superseded"
     #: It came due while no scheduler ran, and its schedule's `catch_up` leaves it out.
     MISSED = "missed"
+    #: Its time had come, and before it was fired its schedule was paused, removed, disabled or taken out of the config.
+    DISABLED = "disabled"
 
 
 class WhenBusy(StrEnum):
-    """What happens to a new task that finds none of its slots free."""
+    """What happens to a new task that finds none of its slots free; those that others wait for are not."""
 
     #: `AgentBusyError`.
     REJECT = "reject"
@@ -237,8 +242,10 @@ class Usage(Model):
 class Attempt(Model):
     """One container launch of a task."""
 
-    #: The fence of the claim under which it ran: rises from 1, and skips one where a runner was lost.
+    #: The fence of the claim under which it ran: counts up from 1.
     number: int
+    #: When it could have begun; from then to `started_at` it waited for a slot or for a runner.
+    due_at: Instant | None = None
     started_at: Instant
     ended_at: Instant | None = None
     #: Set before the kill that causes the end, so it may stand here while the attempt still runs.
@@ -299,6 +306,26 @@ class Task(Model):
     def attempt(self) -> Attempt | None:
         """The newest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+
+class QueueStats(Model):
+    """How much work there is at one moment. Each number stops at `MAX_COUNTED`."""
+
+    #: The store's time.
+    at: Instant
+    #: Due pending tasks that hold a slot of their agent: all they wait for is a runner.
+    ready: int = 0
+    #: Since when the oldest of those is due.
+    ready_since: Instant | None = None
+    #: Due pending tasks that wait for a slot of their own agent.
+    waiting: int = 0
+    waiting_since: Instant | None = None
+    #: Pending tasks that are not due yet: retries, and fires with jitter.
+    delayed: int = 0
+    #: Running tasks, wherever they run.
+    running: int = 0
+    #: Of those, the ones whose lease has run out: their runner died, or lost its store.
+    expired: int = 0
 
 
 class NewTask(Model):
@@ -365,6 +392,9 @@ class ScheduleState(Model):
     paused: bool = False
     #: Taken out by `TaskScheduler.remove_agent_schedule`; comes back with `add_agent_schedule` only.
     removed: bool = False
+    #: The agent's ``schedule`` as it was when this was computed: what is due was due by it, whatever the config says
+    #: now. None while the schedule is off.
+    rule: dict[str, Any] | None = None
     #: Raised by every change; a change names the revision it was made from.
     revision: int = 0
 
@@ -411,6 +441,14 @@ class HandoffArtifact(Model):
     task_id: int | None = None
     #: Marks a clear: kept in the history, never loaded.
     cleared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAgent:
+    """What a run begins with: an agent, and its newest artifact, None when there is none or it was cleared."""
+
+    agent: Agent
+    artifact: HandoffArtifact | None
 
 
 class ExecutionResult(Model):

@@ -16,7 +16,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from harness.config import DEFAULT_MAX_STATE_BYTES, MIB, quote_value
+from harness.config import DEFAULT_MAX_STATE_BYTES, MAX_KEPT, MIB, Days, quote_value
 from harness.errors import InvalidInputError, SettingsError
 
 #: A host name, an IPv4 address, or an IPv6 address in brackets, as in a URL.
@@ -118,6 +118,14 @@ class Settings(BaseSettings):
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
 
+    #: Where OpenTelemetry sends spans. Its SDK reads this and all its other variables itself; here it only says whether.
+    otlp_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"
+        ),
+    )
+
     #: How long a claim on a running task holds without a heartbeat. A dead runner's task is noticed after this.
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     #: Limits for what an agent's config leaves open.
@@ -127,6 +135,14 @@ class Settings(BaseSettings):
     grace_seconds: Annotated[float, Field(ge=0, le=300)] = 10
     max_output_bytes: Annotated[int, Field(ge=1024, le=256 * MIB)] = MIB
     max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = DEFAULT_MAX_STATE_BYTES
+
+    #: How much of an agent's history is kept where its config does not say; 0: all of it. By default what an hourly agent
+    #: does is kept for a quarter of a year, and one that runs every minute still has a bound.
+    retention_task_days: Days = 90
+    retention_max_tasks: Annotated[int, Field(ge=0, le=MAX_KEPT)] = 10_000
+    retention_log_days: Days = 30
+    retention_artifact_days: Days = 0
+    retention_max_artifacts: Annotated[int, Field(ge=0, le=MAX_KEPT)] = 100
 
     @classmethod
     def load(cls) -> Settings:

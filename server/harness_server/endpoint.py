@@ -118,6 +118,8 @@ class Answer:
     description: str
     model: type[BaseModel] | None = None
     media_type: str = JSON
+    #: What server-sent events carry, where it may be a stream of them.
+    events: tuple[type[BaseModel], ...] = ()
     #: Media types of text that it may be instead.
     also_text: tuple[str, ...] = ()
     #: Headers with their descriptions.

@@ -27,6 +27,7 @@ from harness.models import Agent, AgentDraft
 from harness_server.endpoint import JSON, Answer, Endpoint, Scope
 from harness_server.problems import PROBLEM_JSON, ProblemDocument, status_of_type
 from harness_server.schemas import DescribedSchema
+from harness_server.streams import EVENT_STREAM
 
 _REF = "#/components/schemas/{model}"
 
@@ -99,8 +100,9 @@ def _uses(endpoint: Endpoint) -> Iterable[_Use]:
     if endpoint.body is not None:
         yield endpoint.body, "validation"
     for answer in endpoint.answers.values():
-        if answer.model is not None:
-            yield answer.model, "serialization"
+        for model in (answer.model, *answer.events):
+            if model is not None:
+                yield model, "serialization"
 
 
 def _describe_configs(schemas: dict[str, Any], references: Mapping[Any, Any]) -> None:
@@ -191,13 +193,25 @@ def _response(answer: Answer, references: Mapping[Any, Any]) -> dict[str, Any]:
         response["headers"] = {
             name: {"description": text, "schema": {"type": "string"}} for name, text in answer.headers.items()
         }
+    content: dict[str, Any] = {}
     if answer.model is not None:
-        response["content"] = {answer.media_type: {"schema": references[answer.model, "serialization"]}}
+        content[answer.media_type] = references[answer.model, "serialization"]
     elif answer.media_type != JSON:
-        response["content"] = {answer.media_type: {"schema": {"type": "string"}}}
-    for media_type in answer.also_text:
-        response["content"][media_type] = {"schema": {"type": "string"}}
+        content[answer.media_type] = {"type": "string"}
+    if answer.events:
+        content[EVENT_STREAM] = _event([references[model, "serialization"] for model in answer.events])
+    content |= {media_type: {"type": "string"} for media_type in answer.also_text}
+    if content:
+        response["content"] = {media_type: {"schema": schema} for media_type, schema in content.items()}
     return response
+
+
+def _event(models: list[Any]) -> dict[str, Any]:
+    """Describe one event of a stream, with the fields of its lines, as later releases of OpenAPI do."""
+    text = {"type": "string"}
+    carried = models[0] if len(models) == 1 else {"anyOf": models}
+    data = {**text, "contentMediaType": JSON, "contentSchema": carried}
+    return {"type": "object", "properties": {"id": text, "event": text, "data": data}, "required": ["data"]}
 
 
 def _problem_responses(endpoint: Endpoint, references: Mapping[Any, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from tests.benchmarks import logs, scheduling
+from tests.benchmarks import logs, scheduling, store
 
 from harness.executor import AgentExecutor
 from harness.models import AgentDraft
@@ -134,6 +134,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=30, help="how often each thing is measured (default: 30)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--scheduling", action="store_true", help="compare schedulers instead; takes minutes")
+    parser.add_argument("--store", action="store_true", help="measure the embedded store instead")
     parser.add_argument(
         "--logs", action="store_true", help="follow a million lines instead, beside docker logs -f"
     )
@@ -143,6 +144,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.scheduling:
         scheduling.compare()
+    elif arguments.store:
+        asyncio.run(store.main())
     elif arguments.logs:
         logs.compare(arguments.lines, arguments.json)
     else:

@@ -13,6 +13,7 @@ from harness.audit import AuditDraft
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
+from harness.retention import Expiry
 from harness.tokens import TokenDraft, hash_secret
 
 
@@ -32,6 +33,8 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "expired_tasks": store.expired_tasks(),
         "claim_tasks": store.claim_tasks(claim(), limit=1),
         "next_due_at": store.next_due_at(),
+        "queue_stats": store.queue_stats(),
+        "next_schedules": store.next_schedules(),
         "extend_lease": store.extend_lease(1, 1, 30),
         "record_reason": store.record_reason(1, 1, Reason.TIMEOUT),
         "finish_task": store.finish_task(1, 1, completed(), artifact=state()),
@@ -50,10 +53,16 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "fire_schedules": store.fire_schedules([]),
         "append_logs": store.append_logs(1, 1, []),
         "read_logs": store.read_logs(1),
+        "append_samples": store.append_samples(1, 1, []),
+        "read_samples": store.read_samples(1),
         "save_artifact": store.save_artifact(1, state()),
         "newest_artifact": store.newest_artifact(1),
+        "load_agents": store.load_agents([1]),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
+        "agent_ids": store.agent_ids(),
+        "purge": store.purge(1, Expiry(task.created_at), limit=1),
+        "purgeable": store.purgeable(1, Expiry(task.created_at)),
         "create_token": store.create_token(TokenDraft(name="ci", scope="run"), hash_secret("s")),
         "find_token": store.find_token(1),
         "has_tokens": store.has_tokens(),

@@ -3,11 +3,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from tests.contract.places import chunk, claim_one, running_task
+from tests.contract.places import Place, chunk, claim_one, running_task
 
 from harness.errors import InvalidInputError, LeaseLostError
 from harness.models import Agent, Outcome, Reason, UsageSample, log_seq
 from harness.ports import Store
+from harness.retention import Expiry
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 123000, tzinfo=UTC)
 
@@ -76,3 +77,17 @@ async def test_samples_go_with_their_task(store: Store, agent: Agent) -> None:
 async def test_a_page_that_makes_no_sense_is_refused(store: Store) -> None:
     with pytest.raises(InvalidInputError, match="limit"):
         await store.read_samples(1, limit=0)
+
+
+async def test_samples_go_when_the_logs_of_their_task_do(place: Place, store: Store, agent: Agent) -> None:
+    task = await running_task(store, agent.id)
+    await store.append_samples(task.id, 1, [sample(0), sample(1)])
+    await store.finish_task(task.id, 1, Outcome(reason=Reason.COMPLETED))
+    await place.clock.advance(3600)
+    later = await store.now()
+
+    purged = await store.purge(agent.id, Expiry(later, logs_before=later), limit=100)
+
+    assert not purged.more
+    assert await store.read_samples(task.id) == []
+    assert (await store.get_task(task.id)).id == task.id

@@ -4,12 +4,22 @@ import asyncio
 import re
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.contract.places import chunk, claim, completed, draft, new_task, running_task, state
+from tests.contract.places import (
+    chunk,
+    claim,
+    completed,
+    draft,
+    new_task,
+    running_task,
+    scheduled_agent,
+    state,
+)
 
 from harness.errors import StoreBusyError, StoreError, StoreUnavailableError
 from harness.models import NewTask, WhenBusy
@@ -92,6 +102,20 @@ async def test_commits_survive_a_power_cut(store: SqliteStore) -> None:
     assert await store._file.write(pragmas) == ["wal", 2, 1]
 
 
+async def test_a_file_from_before_a_column_was_added_gets_it(
+    store: SqliteStore, path: Path, other: sqlite3.Connection
+) -> None:
+    before = await scheduled_agent(store)
+    await store.close()
+    other.execute("ALTER TABLE schedules DROP COLUMN rule")
+
+    await store.open()
+
+    assert (await store.get_schedule(before.agent_id)).state == before
+    (stored,) = await store.put_schedules([before.model_copy(update={"rule": {"type": "cron"}})])
+    assert (await store.get_schedule(before.agent_id)).state == stored
+
+
 async def test_a_path_that_cannot_be_made_is_named(foreign_path: Path) -> None:
     spoil(foreign_path, b"")
     for path in (foreign_path / "below" / "a_file", Path("/proc/nowhere/store.sqlite3"), foreign_path.parent):
@@ -127,6 +151,7 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
     for n in range(200):
         await store.create_agent(draft(f"agent {n}", code="x" * 3000))
     await store.close()
+    # Behind the pages that hold the schema.
     spoil(path, b"\xff" * 4096 * 100, at=4096 * 40)
 
     await store.open()
@@ -215,6 +240,7 @@ async def test_closing_waits_for_what_is_under_way(path: Path) -> None:
 async def test_lists_stay_on_indexes(store: SqliteStore) -> None:
     """The plans of what is asked all the time; at 100,000 tasks a scan would take 100 times as long."""
     plans = {
+        "SELECT id FROM tasks ORDER BY id DESC LIMIT 5 OFFSET 90000": "COVERING INDEX tasks_by_id",
         "SELECT count(*) FROM tasks WHERE agent_id = 1": "COVERING INDEX tasks_by_agent",
         "SELECT count(*) FROM tasks WHERE status = 'failed'": "COVERING INDEX tasks_by_status",
         "SELECT id FROM tasks WHERE agent_id = 1 AND status = 'failed' ORDER BY id DESC LIMIT 5":
@@ -231,7 +257,7 @@ async def test_lists_stay_on_indexes(store: SqliteStore) -> None:
 PRESENT = re.compile("tasks_ready|tasks_waiting|tasks_in_slots|tasks_leased|tasks_to_cancel|schedules_by_due")
 
 
-@pytest.mark.parametrize("call", ["claim", "next", "expired", "cancel"])
+@pytest.mark.parametrize("call", ["claim", "next", "stats", "expired", "cancel"])
 async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, call: str) -> None:
     asked: list[str] = []
     await store._file.read(lambda db: db.set_trace_callback(asked.append))
@@ -242,6 +268,7 @@ async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, ca
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "claim": lambda: store.claim_tasks(claim(), limit=5),
         "next": store.next_due_at,
+        "stats": store.queue_stats,
         "expired": store.expired_tasks,
         "cancel": lambda: store.cancel_requests("me"),
     }
@@ -255,3 +282,18 @@ async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, ca
         looks = [row["detail"] for row in rows if re.match("(SCAN|SEARCH) (tasks|schedules)", row["detail"])]
         assert looks
         assert [look for look in looks if not PRESENT.search(look)] == []
+
+
+async def test_a_close_that_is_cancelled_leaves_no_thread_that_keeps_the_process(path: Path) -> None:
+    before = threading.active_count()
+    store = SqliteStore(path)
+    await store.open()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    async with asyncio.timeout(5):
+        while threading.active_count() > before:  # noqa: ASYNC110 - there is no event for the end of a thread
+            await asyncio.sleep(0.01)

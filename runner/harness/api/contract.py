@@ -6,7 +6,7 @@ Any call may raise `StoreUnavailableError` and `InvalidInputError`; over HTTP al
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -145,7 +145,9 @@ class HarnessApi(Protocol):
             TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
         """
 
-    def log_events(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
         """Yield a task's output in order, each piece once, over all its attempts, and where each attempt begins.
 
         A store, or a server, that goes away meanwhile is waited for.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import agents, audit, doctor, handoff, images, run, runner, schedule, tasks, tokens
+from harness.cli import agents, audit, doctor, handoff, images, purge, run, runner, schedule, tasks, tokens
 from harness.cli.render import note
 from harness.cli.session import (
     EXIT_BROKEN_PIPE,
@@ -86,6 +86,7 @@ def build_app() -> typer.Typer:
     app.add_typer(handoff.app, name="handoff")
     app.add_typer(images.app, name="images")
     app.add_typer(schedule.app, name="schedule")
+    app.command("purge")(purge.purge)
     app.add_typer(tokens.app, name="tokens")
     app.command("audit")(audit.audit)
     app.command("runner")(runner.runner)

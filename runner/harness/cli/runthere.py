@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.render import note
@@ -44,16 +45,17 @@ class RunThere:
                 raise
 
     async def _follow(self, api: HarnessApi, task: Task, output: LiveOutput | None) -> None:
-        async for event in api.log_events(task.id):
-            if event.kind == "attempt":
-                # What is returned is about the last one.
-                self._printed = {"stdout": [], "stderr": []}
-                if output is not None and event.attempt > 1:
-                    note(f"attempt {event.attempt}")
-            elif event.kind in ("stdout", "stderr"):
-                self._printed[event.kind].append(event.text)
-                if output is not None:
-                    output(event.kind, event.text.encode())
+        async with aclosing(api.log_events(task.id)) as events:
+            async for event in events:
+                if event.kind == "attempt":
+                    # What is returned is about the last one.
+                    self._printed = {"stdout": [], "stderr": []}
+                    if output is not None and event.attempt > 1:
+                        note(f"attempt {event.attempt}")
+                elif event.kind in ("stdout", "stderr"):
+                    self._printed[event.kind].append(event.text)
+                    if output is not None:
+                        output(event.kind, event.text.encode())
 
     def _result(self, task: Task, artifact: HandoffArtifact | None) -> ExecutionResult:
         from harness.models import ExecutionResult, Reason, TaskStatus, Usage
@@ -79,8 +81,8 @@ class RunThere:
         """Have the run stopped, and wait for that, so that what is said about it is true."""
         try:
             self.task = await api.cancel_task(task.id)
-            async with asyncio.timeout(CANCEL_SECONDS):
-                async for _ in api.log_events(task.id):
+            async with asyncio.timeout(CANCEL_SECONDS), aclosing(api.log_events(task.id)) as events:
+                async for _ in events:
                     pass
             self.task = await api.get_task(task.id)
         except (HarnessError, TimeoutError) as error:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from harness.api import HarnessApi
     from harness.client import HarnessClient
     from harness.models import Agent
+    from harness.ports import Store
     from harness.settings import Settings
 
 T = TypeVar("T")
@@ -167,15 +168,25 @@ async def open_api() -> AsyncIterator[HarnessApi]:
     from harness.api import LocalApi
     from harness.cli.audited import AuditedApi
     from harness.clock import SystemClock
-    from harness.wiring import make_store
 
     clock = SystemClock()
-    store = make_store(settings, clock)
-    try:
-        await store.open()
+    async with open_store() as store:
         local = LocalApi(store, clock=clock, settings=settings)
         audited: Any = AuditedApi(local, store, max_entries=settings.audit_max_entries)
         yield audited
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[Store]:
+    """Open the store that the settings name, for what is done to a store itself, whatever HARNESS_URL says."""
+    from harness.clock import SystemClock
+    from harness.settings import get_settings
+    from harness.wiring import make_store
+
+    store = make_store(get_settings(), SystemClock())
+    try:
+        await store.open()
+        yield store
     finally:
         await store.close()
 
@@ -200,7 +211,7 @@ def note_that_it_is_local() -> None:
         )
 
 
-async def find_agent(api: HarnessApi, reference: str) -> Agent:
+async def find_agent(api: HarnessApi | Store, reference: str) -> Agent:
     """Return the agent with an id or a name.
 
     Raises:

@@ -14,6 +14,7 @@ from harness.cli import text
 from harness.cli.options import JsonOption, LimitOption, OffsetOption, TaskArgument, group
 from harness.cli.output import LiveOutput
 from harness.cli.render import (
+    note,
     note_rest,
     print_fields,
     print_json,
@@ -222,12 +223,18 @@ def logs(
     output = LiveOutput(sys.stdout, sys.stderr if stream is LogStream.BOTH else sys.stdout)
 
     async def work() -> None:
+        is_empty = True
         async with open_api() as api:
-            async for event in api.log_events(task, follow=follow):
-                if output.reader_is_gone:
-                    return
-                if event.kind in ("stdout", "stderr") and event.kind in wanted:
-                    output(event.kind, event.text.encode())
+            async with contextlib.aclosing(api.log_events(task, follow=follow)) as events:
+                async for event in events:
+                    if output.reader_is_gone:
+                        return
+                    if event.kind in ("stdout", "stderr"):
+                        is_empty = False
+                        if event.kind in wanted:
+                            output(event.kind, event.text.encode())
+            if is_empty and any(a.usage.output_bytes for a in (await api.get_task(task)).attempts):
+                note(f"the output of task {task} was deleted; how long it is kept: harness purge --help")
 
     try:
         run_async(work)

@@ -100,7 +100,7 @@ def _expected_version(request: web.Request, version: int | None) -> int | None:
 
 _EXAMPLE = {
     "name": "greeter",
-    "code": "import handoff\nn = context.get('n', 0) + 1\nprint('hello', n)\nhandoff.save({'n': n}, f'greeted {n} times')\n",
+    "code": 'import handoff\nn = context.get("n", 0) + 1\nprint("hello", n)\nhandoff.save({"n": n})\n',
     "config": {"limits": {"timeout_seconds": 60}, "schedule": {"type": "cron", "cron": "0 * * * *"}},
 }
 

@@ -12,7 +12,7 @@ from harness.errors import TaskNotFoundError
 from harness.models import log_attempt, log_seq
 from harness_server.endpoint import Answer, Call, Endpoint, Scope, empty_answer
 from harness_server.keys import STREAMS
-from harness_server.streams import EVENT_STREAM, Frame, accepts_events, last_event_id
+from harness_server.streams import Frame, accepts_events, last_event_id
 
 
 async def read_logs(call: Call[LogQuery, None]) -> web.StreamResponse:
@@ -79,7 +79,7 @@ routes = [
         query=LogQuery,
         headers={"Last-Event-ID": "The id of the last event seen; counts before `after`."},
         answers={
-            200: Answer("Events, or text.", LogEvent, EVENT_STREAM, also_text=("text/plain",)),
+            200: Answer("Events, or text.", events=(LogEvent,), also_text=("text/plain",)),
             204: Answer("The task has ended, and the reader has seen its end."),
         },
         errors=(TaskNotFoundError,),

@@ -12,7 +12,7 @@ from harness.errors import TaskNotFoundError
 from harness.models import UsageSample, log_attempt
 from harness_server.endpoint import Answer, Call, Endpoint, Scope, empty_answer, json_answer
 from harness_server.keys import STREAMS
-from harness_server.streams import EVENT_STREAM, Frame, accepts_events, last_event_id
+from harness_server.streams import Frame, accepts_events, last_event_id
 
 
 async def read_stats(call: Call[StatsQuery, None]) -> web.StreamResponse:
@@ -69,7 +69,7 @@ routes = [
         query=StatsQuery,
         headers={"Last-Event-ID": "The id of the last event seen; counts before `after`."},
         answers={
-            200: Answer("Samples, or events.", SampleList, also_text=(EVENT_STREAM,)),
+            200: Answer("Samples, or events.", SampleList, events=(UsageSample, LogEvent)),
             204: Answer("The task has ended, and the reader has seen its end."),
         },
         errors=(TaskNotFoundError,),

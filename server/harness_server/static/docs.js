@@ -28,6 +28,8 @@ function kind(schema) {
     const name = schema.$ref.split("/").pop();
     return [make("a", { href: `#model-${name}` }, name)];
   }
+  const carried = schema.properties?.data?.contentSchema;
+  if (carried) return ["events of ", ...kind(carried)];
   if (schema.enum) return [schema.enum.map((value) => JSON.stringify(value)).join(" | ")];
   if ("const" in schema) return [JSON.stringify(schema.const)];
   const options = schema.anyOf ?? schema.oneOf ?? schema.allOf;

@@ -25,7 +25,8 @@ LONG = "import time; time.sleep(60)"
 COUNTER = "import handoff\nn = context.get('n', 0) + 1\nhandoff.save({'n': n}, f'run {n}')\n"
 EVERY_HOUR = {"type": "interval", "interval_minutes": 60}
 FAILS = "raise SystemExit(3)"
-NEVER_RETRIED: dict[str, Any] = {"retry": {"max_attempts": 0}}
+#: And, by hand, only after longer than a test takes.
+NEVER_RETRIED: dict[str, Any] = {"retry": {"max_attempts": 0, "delay_seconds": 600}}
 
 
 async def ended(api: HarnessApi, task: Task) -> Task:

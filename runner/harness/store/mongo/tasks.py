@@ -8,14 +8,32 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError, TaskNotFoundError
-from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
+from harness.models import (
+    MAX_COUNTED,
+    Claim,
+    NewArtifact,
+    NewTask,
+    Outcome,
+    Page,
+    QueueStats,
+    Reason,
+    Task,
+    TaskStatus,
+)
 from harness.store import documents, transitions
 from harness.store.documents import check_page, int64
 from harness.store.mongo.agents import SCHEDULES, TASKS
 from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
 from harness.store.mongo.slots import MongoSlots, task_from
-from harness.store.slots import SPARE_CANDIDATES, Candidate, check_new, free_slot, order_of_claims
+from harness.store.slots import (
+    SPARE_CANDIDATES,
+    Candidate,
+    check_new,
+    free_slot,
+    order_of_claims,
+    slot_for_new,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +146,38 @@ class MongoTasks(MongoSlots):
         found = await self._db.find_one(collection, query, [(field, 1)], fields=[field])
         return None if found is None else found[field]
 
+    async def queue_stats(self) -> QueueStats:
+        """Count the work there is, by the sparse marks that only active tasks have."""
+        now = await self.now()
+        due, later = {"$lte": now}, {"$gt": now}
+        queries: list[Document] = [
+            {"ready_at": due},
+            {"waits_at": due},
+            {"ready_at": later},
+            {"waits_at": later},
+            {"expires_at": due},
+            {"expires_at": later},
+        ]
+        counts = await each(queries, lambda query: self._db.count(TASKS, query, limit=MAX_COUNTED))
+        ready, waiting, delayed, delayed_waiting, expired, live = counts
+        ready_since, waiting_since = await each(
+            ["ready_at", "waits_at"], lambda mark: self._due_since(mark, now)
+        )
+        return QueueStats(
+            at=now,
+            ready=ready,
+            ready_since=ready_since,
+            waiting=waiting,
+            waiting_since=waiting_since,
+            delayed=delayed + delayed_waiting,
+            running=expired + live,
+            expired=expired,
+        )
+
+    async def _due_since(self, mark: str, now: datetime) -> datetime | None:
+        found = await self._db.find_one(TASKS, {mark: {"$lte": now}}, [(mark, 1)], fields=[mark])
+        return None if found is None else found[mark]
+
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""
         due_at = transitions.lease_end(await self.now(), lease_seconds)
@@ -187,10 +237,12 @@ class MongoTasks(MongoSlots):
         while True:
             document, before = await self._existing(task_id)
             again = transitions.reopen(before, due_at, max_retries)
-            taken = await self._holders(before.agent_id)
-            slot = free_slot(before.agent_id, document["max_active"], taken)
+            if again is before:
+                return again
+            taken, waits = await self._holders(before.agent_id), await self._waits(before.agent_id)
+            slot = slot_for_new(before.agent_id, document["max_active"], taken, waiting=len(waits))
             if slot is None:
-                raise documents.slot_taken(before.agent_id, next(iter(taken.values())))
+                raise documents.slot_taken(before.agent_id, next(iter((*taken.values(), *waits))))
             try:
                 if await self._replace(document, before, again, active_slot=slot):
                     break

@@ -9,12 +9,12 @@ from harness.errors import StoreUnavailableError
 from harness.ports import Clock
 from harness.store.sqlite.access import SqliteAccess
 from harness.store.sqlite.file import SqliteFile
-from harness.store.sqlite.logs import SqliteLogs
+from harness.store.sqlite.retention import SqliteRetention
 
 __all__ = ["SqliteStore"]
 
 
-class SqliteStore(SqliteLogs, SqliteAccess):
+class SqliteStore(SqliteRetention, SqliteAccess):
     """`harness.ports.Store` on one SQLite file in WAL mode."""
 
     def __init__(self, path: Path | None, *, clock: Clock | None = None) -> None:

@@ -9,11 +9,13 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import aiosqlite
 
+from harness.aio import uninterrupted
 from harness.errors import (
     InvalidInputError,
     SchemaTooNewError,
@@ -22,74 +24,12 @@ from harness.errors import (
     StoreUnavailableError,
 )
 from harness.store.documents import SCHEMA_VERSION
+from harness.store.sqlite.schema import APPLICATION_ID, SCHEMA, add_later_parts
+from harness.store.sqlite.writes import WriteQueue, transact
 
 #: How long a statement waits for another process's transaction. Ours take milliseconds; a checkpoint of a large log
 #: on a slow disk can take a second.
 LOCK_TIMEOUT_SECONDS = 5.0
-
-#: Tells our files from other programs' ("AgHs"); `file` and `sqlite3` show it.
-_APPLICATION_ID = 0x41674873
-
-_SCHEMA = (
-    "CREATE TABLE meta (schema_version INTEGER NOT NULL, store_id TEXT NOT NULL)",
-    # The large columns last: SQLite reads a row up to the last column it is asked for.
-    """CREATE TABLE agents (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, version INTEGER NOT NULL,
-        created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, deleting INTEGER NOT NULL DEFAULT 0,
-        config TEXT NOT NULL, entrypoint TEXT, code TEXT NOT NULL, files TEXT NOT NULL)""",
-    """CREATE TABLE tasks (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, agent_id INTEGER NOT NULL REFERENCES agents (id), status TEXT NOT NULL,
-        "trigger" TEXT NOT NULL, scheduled_at INTEGER NOT NULL, created_at INTEGER NOT NULL, started_at INTEGER,
-        completed_at INTEGER, due_at INTEGER, lease_owner TEXT, fence INTEGER NOT NULL, priority INTEGER NOT NULL,
-        retry_count INTEGER NOT NULL, max_retries INTEGER NOT NULL, reason TEXT, skip_reason TEXT, fire_at INTEGER,
-        skipped_until INTEGER, skipped_count INTEGER NOT NULL, cancel_requested_at INTEGER,
-        save_handoff INTEGER NOT NULL, max_active INTEGER NOT NULL, fire_key TEXT UNIQUE, active_slot TEXT UNIQUE,
-        queue_slot TEXT UNIQUE, result TEXT, error TEXT, attempts TEXT NOT NULL, context TEXT)""",
-    # Each ends in the row's id, so one serves both a filter and the order by id, and counts without the table.
-    "CREATE INDEX tasks_by_agent ON tasks (agent_id)",
-    "CREATE INDEX tasks_by_status ON tasks (status)",
-    "CREATE INDEX tasks_by_agent_and_status ON tasks (agent_id, status)",
-    # These hold active tasks only: they stay as small as the present, however long the history, and the first three
-    # have all that a decision about a claim needs.
-    """CREATE INDEX tasks_ready ON tasks (due_at, agent_id, priority, active_slot, max_active, status)
-        WHERE status = 'pending' AND active_slot IS NOT NULL""",
-    """CREATE INDEX tasks_waiting ON tasks (agent_id, priority DESC, due_at, id, max_active, active_slot, status)
-        WHERE status = 'pending' AND active_slot IS NULL""",
-    "CREATE INDEX tasks_in_slots ON tasks (agent_id, active_slot, status) WHERE active_slot IS NOT NULL",
-    "CREATE INDEX tasks_leased ON tasks (due_at) WHERE status = 'running'",
-    """CREATE INDEX tasks_to_cancel ON tasks (lease_owner)
-        WHERE status = 'running' AND cancel_requested_at IS NOT NULL""",
-    """CREATE TABLE schedules (
-        agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE, agent_version INTEGER NOT NULL,
-        next_fire_at INTEGER, due_at INTEGER, anchor_at INTEGER NOT NULL, last_fire_at INTEGER,
-        paused INTEGER NOT NULL, removed INTEGER NOT NULL, revision INTEGER NOT NULL)""",
-    "CREATE INDEX schedules_by_due ON schedules (due_at) WHERE due_at IS NOT NULL",
-    # Agents whose schedule has to be computed. A table, since a mark in an agent's row would rewrite its code.
-    "CREATE TABLE unsynced (agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE)",
-    """CREATE TABLE logs (
-        task_id INTEGER NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, seq INTEGER NOT NULL, stream TEXT NOT NULL,
-        data BLOB NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (task_id, seq))""",
-    """CREATE TABLE artifacts (
-        agent_id INTEGER NOT NULL REFERENCES agents (id) ON DELETE CASCADE, version INTEGER NOT NULL,
-        state TEXT NOT NULL, summary TEXT NOT NULL, created_at INTEGER NOT NULL, run_count INTEGER NOT NULL,
-        task_id INTEGER UNIQUE, cleared INTEGER NOT NULL, PRIMARY KEY (agent_id, version))""",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-)
-
-#: Also made in files that are older than these.
-_SCHEMA_ADDED = (
-    """CREATE TABLE IF NOT EXISTS samples (
-        task_id INTEGER NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, seq INTEGER NOT NULL, at INTEGER NOT NULL,
-        memory_bytes INTEGER, cpu_percent REAL, cpu_seconds REAL, processes INTEGER, PRIMARY KEY (task_id, seq))""",
-    # AUTOINCREMENT: a number is never used twice, so what is said of one token is never taken for another's.
-    """CREATE TABLE IF NOT EXISTS tokens (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, scope TEXT NOT NULL, secret_hash TEXT NOT NULL,
-        created_at INTEGER NOT NULL, expires_at INTEGER, last_used_at INTEGER, revoked_at INTEGER)""",
-    """CREATE TABLE IF NOT EXISTS audit (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, token_id INTEGER, actor TEXT NOT NULL,
-        peer TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, made TEXT, status INTEGER NOT NULL,
-        request_id TEXT NOT NULL)""",
-)
 
 T = TypeVar("T")
 
@@ -103,6 +43,10 @@ class _Connection(aiosqlite.Connection):
         """
         execute: Callable[..., Awaitable[T]] = self._execute
         return await execute(work, self._conn)
+
+    def post(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Have the connection's thread call `work` after what it was given before; nobody waits for that."""
+        self._tx.put_nowait((None, partial(work, self._conn)))
 
 
 class SqliteFile:
@@ -118,6 +62,7 @@ class SqliteFile:
         self._path = path
         self._lock_timeout_seconds = lock_timeout_seconds
         self._connection: _Connection | None = None
+        self._writes = WriteQueue()
         #: For reads alone; the same one for a database in memory, which no second connection can see.
         self._reader: _Connection | None = None
         self._opening = asyncio.Lock()
@@ -157,43 +102,35 @@ class SqliteFile:
         """Close the file after what is under way."""
         reader, writer = self._reader, self._connection
         self._reader = self._connection = None
-        if reader is not None and reader is not writer:
-            await reader.close()
-        if writer is not None:
-            # Last, so that it is the one that merges the write-ahead log into the file.
-            await writer.close()
+        # Both, also when the caller is cancelled meanwhile: a thread that is left over would keep the process from ending.
+        await uninterrupted(_close(reader, writer))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the database."""
-        return await self._transact(self._reader, "BEGIN", work)
-
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as the only writer, and commit durably; when it raises, nothing is written."""
-        # IMMEDIATE: a transaction that reads first and then finds another writer could only fail, not wait.
-        return await self._transact(self._connection, "BEGIN IMMEDIATE", work)
-
-    async def _transact(
-        self, connection: _Connection | None, begin: str, work: Callable[[sqlite3.Connection], T]
-    ) -> T:
-        if connection is None:
-            raise StoreUnavailableError(f"the store {self._name} is not open; await its open() first")
-
-        def run(connection: sqlite3.Connection) -> T:
-            connection.execute(begin)
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors, such as a full disk.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
+        connection = self._in_use(self._reader)
         try:
-            return await connection.run(run)
+            return await connection.run(lambda db: transact(db, "BEGIN", work))
         except sqlite3.Error as error:
             raise self._explain(error) from error
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as the only writer, and commit durably; when it raises, nothing is written.
+
+        Writes that wait at the same moment share a commit, see `harness.store.sqlite.writes`; so `work` may be called
+        a second time, after all that the first call did was undone.
+        """
+        connection = self._in_use(self._connection)
+        write = self._writes.add(work)
+        connection.post(self._writes.run_some)
+        try:
+            return await write.answer
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+
+    def _in_use(self, connection: _Connection | None) -> _Connection:
+        if connection is None:
+            raise StoreUnavailableError(f"the store {self._name} is not open; await its open() first")
+        return connection
 
     @property
     def _name(self) -> str:
@@ -227,11 +164,10 @@ class SqliteFile:
             store_id = self._read_meta(connection)
             if store_id is None:
                 store_id = uuid.uuid4().hex
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
-            for statement in _SCHEMA_ADDED:
-                connection.execute(statement)
+            add_later_parts(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -243,7 +179,7 @@ class SqliteFile:
         """Return the store's id, or None when the database is empty."""
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
             return None
-        if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(
                 f"{self._name} is another program's SQLite database; give the store a file of its own"
             )
@@ -307,6 +243,16 @@ class SqliteFile:
             case sqlite3.SQLITE_TOOBIG:
                 return InvalidInputError(f"a value is too large for the store {name} ({error})")
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
+
+
+async def _close(reader: _Connection | None, writer: _Connection | None) -> None:
+    try:
+        if reader is not None and reader is not writer:
+            await reader.close()
+    finally:
+        if writer is not None:
+            # Last, so that it is the one that merges the write-ahead log into the file.
+            await writer.close()
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:
