@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from aiohttp import web
 
+from harness.aio import uninterrupted
 from harness.announce import announce_parts
 from harness.api import LocalApi
 from harness.errors import AddressUnavailableError, HarnessError, InvalidInputError
@@ -113,7 +114,8 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
             finally:
                 accepting.close()
         finally:
-            await runner.cleanup()
+            # A second signal that comes now has nothing left to hurry; cut in two, this would leave the store open.
+            await uninterrupted(runner.cleanup())
 
 
 def _listen(host: str, port: int) -> socket.socket:
