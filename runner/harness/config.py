@@ -236,6 +236,7 @@ class AgentConfig(_Section):
     limits: LimitsConfig = LimitsConfig()
     #: How often a failed run is tried again.
     retry: RetryConfig = RetryConfig()
+    #: How long what its runs leave is kept.
     retention: RetentionConfig = RetentionConfig()
     #: Tasks of agents with a higher number are started first.
     priority: Annotated[int, Field(ge=-100, le=100)] = 0

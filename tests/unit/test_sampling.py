@@ -38,11 +38,17 @@ class Rig:
         session: SandboxSession = self.meter  # type: ignore[assignment]  # it asks for no more
         sampling = asyncio.create_task(self.sampler.sample_periodically(session))
         for _ in range(round(seconds / step)):
-            await asyncio.sleep(0.002)
+            await self._until_it_sleeps()
             await self.clock.advance(step)
-        await asyncio.sleep(0.01)
+        await self._until_it_sleeps()
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
+
+    async def _until_it_sleeps(self) -> None:
+        """Storing takes the store's thread some time that the fake clock knows nothing of."""
+        async with asyncio.timeout(20):
+            while not self.clock.sleepers:  # noqa: ASYNC110 - the clock has no event for this
+                await asyncio.sleep(0)
 
     async def stored(self) -> list[UsageSample]:
         return list(await self.store.read_samples(self.task.id))

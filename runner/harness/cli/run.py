@@ -117,14 +117,12 @@ class RunHere:
         self, reference: str, context: dict[str, Any] | None, output: LiveOutput | None
     ) -> ExecutionResult:
         """Run an agent once; return how that ended."""
-        from harness.api import LocalApi
         from harness.executor import AgentExecutor
         from harness.sandbox.inspection import ping
         from harness.wiring import open_runtime
 
         async with open_runtime() as runtime:
-            api = LocalApi(runtime.store, clock=runtime.clock, settings=runtime.settings)
-            agent = await find_agent(api, reference)
+            agent = await find_agent(runtime.store, reference)
             # Before there is a task: an engine that is not there is no failure of the agent.
             await ping(runtime.sandbox.engine)
             if agent.options.image is None:
