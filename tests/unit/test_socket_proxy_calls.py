@@ -252,6 +252,7 @@ OURS = "filters=%7B%22label%22%3A+%5B%22io.agent-harness.store%3Dabc%22%5D%7D"
         ("POST", f"{CONTAINER}/kill?signal=SIGKILL"),
         ("GET", f"{CONTAINER}/json"),
         ("GET", f"{CONTAINER}/stats?stream=False&one-shot=True"),
+        ("GET", f"{CONTAINER}/stats?stream=false&one-shot=true"),
         ("DELETE", "/v1.41/containers/harness-abababababab-7-2?v=True&link=False&force=True"),
     ],
 )
