@@ -74,7 +74,7 @@ def test_version_is_printed(cli: Cli) -> None:
         *(["images", verb] for verb in ("build", "list")),
         *(["tasks", verb] for verb in ("list", "show", "cancel", "retry")),
         *(["schedule", verb] for verb in ("show", "next", "pause", "resume", "add", "remove", "backfill")),
-        *([verb] for verb in ("run", "logs", "purge", "doctor", "serve", "runner")),
+        *([verb] for verb in ("run", "logs", "purge", "doctor", "serve", "runner", "socket-proxy")),
     ],
 )
 def test_every_command_has_a_help_page_with_examples_that_fits_80_columns(

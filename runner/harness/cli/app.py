@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import agents, audit, doctor, handoff, images, purge, run, runner, schedule, tasks, tokens
+from harness.cli import (
+    agents,
+    audit,
+    doctor,
+    handoff,
+    images,
+    purge,
+    run,
+    runner,
+    schedule,
+    socketproxy,
+    tasks,
+    tokens,
+)
 from harness.cli.render import note
 from harness.cli.session import (
     EXIT_BROKEN_PIPE,
@@ -90,6 +103,7 @@ def build_app() -> typer.Typer:
     app.add_typer(tokens.app, name="tokens")
     app.command("audit")(audit.audit)
     app.command("runner")(runner.runner)
+    app.command("socket-proxy")(socketproxy.socket_proxy)
     app.command("doctor")(doctor.doctor)
     _add_installed_commands(app)
     return app

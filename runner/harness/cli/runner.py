@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.heartbeat import heartbeat
 from harness.cli.service import (
     DrainOption,
     LogFormatOption,
@@ -40,6 +42,14 @@ def runner(
             min=0,
             max=65535,
             help="Answer Prometheus at 127.0.0.1:PORT/metrics; 0 takes a free one.",
+        ),
+    ] = None,
+    heartbeat_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--heartbeat-file",
+            metavar="PATH",
+            help="Written anew every 5 seconds while the process works; for health checks.",
         ),
     ] = None,
 ) -> None:
@@ -81,8 +91,9 @@ def runner(
             try:
                 extra = {"action": "started", "owner": executor.owner, "max_concurrent": max_concurrent}
                 logger.info("running tasks, %d at a time", max_concurrent, extra=extra)
-                await request.wait()
-                await worker.stop(drain_seconds=drain_seconds)
+                async with heartbeat(heartbeat_file):
+                    await request.wait()
+                    await worker.stop(drain_seconds=drain_seconds)
             finally:
                 await worker.kill()
 
