@@ -19,6 +19,9 @@ from harness.errors import (
     HarnessError,
     LeaseLostError,
     SandboxError,
+    SecretDamagedError,
+    SecretKeyError,
+    SecretNotFoundError,
     StateRejectedError,
     StoreError,
 )
@@ -48,6 +51,7 @@ from harness.ports import (
     Store,
 )
 from harness.retry import retry_delay
+from harness.runsecrets import RunSecrets
 from harness.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -123,6 +127,7 @@ class TaskRun:
             max_bytes=limits.output_bytes,
             forward=on_output,
         )
+        self._secrets = RunSecrets()
         self._session: SandboxSession | None = None
         self._start_seconds: float | None = None
         self._stopped: tuple[Reason, str] | None = None
@@ -201,6 +206,13 @@ class TaskRun:
         """Run the job in a container of its own."""
         if early := self._stopped_early():
             return early
+        try:
+            self._secrets = await RunSecrets.load(
+                self._parts.store, self._parts.settings, self._agent.options.secrets
+            )
+        except (SecretNotFoundError, SecretKeyError, SecretDamagedError) as error:
+            return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
+        sink = self._secrets.sink(self._output)
         flushing = asyncio.create_task(self._output.flush_periodically())
         try:
             async with self._parts.sandbox.open(self._spec(), before_start=self._lease.check) as session:
@@ -213,7 +225,8 @@ class TaskRun:
                 self._lease.when_lost(lambda: session.stop(Reason.LOST, "the lease was lost during the run"))
                 try:
                     job = self._job(context, run_count)
-                    return await session.run(job, sink=self._output, before_stop=self._record)
+                    result = await session.run(job, sink=sink, before_stop=self._record)
+                    return self._secrets.result(result)
                 except asyncio.CancelledError:
                     if not self._can_hand_back:
                         await uninterrupted(self._record(Reason.CANCELLED, _CANCELLED_BY_CALLER))
@@ -228,6 +241,7 @@ class TaskRun:
         except SandboxError as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
         finally:
+            sink.finish()
             self._session = None
             self._lease.when_lost(None)
             flushing.cancel()
@@ -262,11 +276,12 @@ class TaskRun:
             async with asyncio.timeout(COMPRESS_TIMEOUT_SECONDS):
                 state = await manager.compress_context(self.task.agent_id, output, context)
         except StateRejectedError as error:
-            problem = error.message
+            problem = self._secrets.text(error.message)
         except TimeoutError:
             problem = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
         else:
-            return result, state
+            # The state before it may be from a time when a value in it was no secret yet.
+            return result, self._secrets.state(state)
         return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
 
     async def _finish(self, outcome: Outcome, artifact: NewArtifact | None) -> None:
@@ -348,7 +363,7 @@ class TaskRun:
             },
             files=agent.files or {_ENTRYPOINT: agent.code},
             entrypoint=agent.entrypoint or _ENTRYPOINT,
-            env=agent.options.env,
+            env={**agent.options.env, **self._secrets.environment},
         )
 
     def _as_outcome(self, result: SandboxResult) -> Outcome:

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from harness.config import DEFAULT_MAX_STATE_BYTES, MIB, quote_value
 from harness.errors import InvalidInputError, SettingsError
+from harness.secrets.cipher import parse_keys
 
 
 def _default_data_dir() -> Path:
@@ -50,6 +51,11 @@ def loopback_address(host: str) -> str:
             "proxy that asks who they are in front of it"
         )
     return host
+
+
+def _check_keys(keys: SecretStr) -> SecretStr:
+    parse_keys(keys.get_secret_value())
+    return keys
 
 
 class Settings(BaseSettings):
@@ -93,6 +99,12 @@ class Settings(BaseSettings):
     )
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
+
+    #: Keys that secrets are encrypted with, made by ``harness secrets keygen``, with commas between them: the first one
+    #: encrypts, all decrypt.
+    secrets_key: Annotated[SecretStr, AfterValidator(_check_keys)] | None = None
+    #: File with such keys instead, one a line; read whenever they are needed.
+    secrets_key_file: Path | None = None
 
     #: How long a claim on a running task holds without a heartbeat. A dead runner's task is noticed after this.
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30

@@ -22,6 +22,7 @@ from harness.errors import (
     UnsupportedMediaError,
 )
 from harness.models import Agent, AgentDraft
+from harness.secrets.rules import NAME_PATTERN
 from harness_server.endpoint import JSON, Answer, Endpoint, Scope
 from harness_server.problems import PROBLEM_JSON, ProblemDocument, status_of_type
 
@@ -36,6 +37,9 @@ _DESCRIPTION = """\
 Runs autonomous agents around the clock, each run in a throwaway Docker container.
 
 Errors are problem documents (RFC 9457) with a stable `code`. Instants are RFC 3339 in UTC. Lists come in pages."""
+
+#: What in a path is no id.
+_PATH_TEXTS: Mapping[str, dict[str, Any]] = {"secret_name": {"type": "string", "pattern": NAME_PATTERN}}
 
 #: A model, and whether what is sent or what is answered is described.
 _Use = tuple[type[BaseModel], JsonSchemaMode]
@@ -127,8 +131,9 @@ def _operation(tag: str, endpoint: Endpoint, references: Mapping[Any, Any]) -> d
 def _path_parameters(endpoint: Endpoint) -> Iterable[dict[str, Any]]:
     for part in endpoint.path.split("/"):
         if part.startswith("{"):
-            schema = {"type": "integer", "minimum": 1}
-            yield {"name": part.strip("{}"), "in": "path", "required": True, "schema": schema}
+            name = part.strip("{}")
+            schema = _PATH_TEXTS.get(name, {"type": "integer", "minimum": 1})
+            yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _query_parameters(endpoint: Endpoint) -> Iterable[dict[str, Any]]:

@@ -12,6 +12,9 @@ from tests.contract.processes import start_process
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
+from harness.secrets.cipher import SecretCipher
+
+CIPHERTEXT = SecretCipher([bytes(32)], store_id="store").encrypt("key", "a value that nobody knows")
 
 
 def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
@@ -52,6 +55,11 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "newest_artifact": store.newest_artifact(1),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
+        "put_secret": store.put_secret("key", CIPHERTEXT),
+        "replace_secret": store.replace_secret("key", CIPHERTEXT, CIPHERTEXT),
+        "get_secrets": store.get_secrets(["key"]),
+        "list_secrets": store.list_secrets(),
+        "delete_secret": store.delete_secret("key"),
     }
 
 

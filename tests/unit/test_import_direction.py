@@ -18,7 +18,7 @@ SOURCE_ROOTS = (ROOT / "runner", ROOT / "server")
 
 #: From the bottom up: a module imports from its own layer and from lower ones. A package stands for all in it.
 LAYERS = (
-    {"errors", "config", "cron", "zones", "jsontext", "models", "clock", "settings", "aio"},
+    {"errors", "config", "cron", "zones", "jsontext", "models", "clock", "settings", "aio", "secrets"},
     {"ports"},
     {
         "triggers",
@@ -32,6 +32,8 @@ LAYERS = (
         "executor",
         "recovery",
         "run",
+        "runsecrets",
+        "vault",
         "worker",
         "lease",
         "output",
@@ -56,13 +58,14 @@ HOMES = {
     "sqlite3": ("harness.store.sqlite",),
     "docker": ("harness.sandbox.",),
     "croniter": ("harness.cron",),
+    "cryptography": ("harness.secrets.cipher",),
     "aiohttp": ("harness.client", "harness_server"),
     "typer": ("harness.cli", "harness.demo", "harness_server.cli"),
     "rich": ("harness.cli", "harness.demo"),
 }
 
 #: What `import harness` must not load: drivers, web servers and what only the command line needs.
-HEAVY = ("pymongo", "motor", "docker", "aiosqlite", "sqlite3", "aiohttp", "typer", "rich")
+HEAVY = ("pymongo", "motor", "docker", "aiosqlite", "sqlite3", "aiohttp", "typer", "rich", "cryptography")
 
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 

@@ -13,7 +13,9 @@ from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskS
 from harness.ports import Clock, Store
 from harness.resources import ResourceManager
 from harness.scheduler import TaskScheduler
+from harness.secrets.info import SecretInfo
 from harness.settings import Settings
+from harness.vault import SecretVault
 
 
 class LocalApi:
@@ -27,13 +29,14 @@ class LocalApi:
         Args:
             store: Where everything is.
             clock: Measures waits.
-            settings: Bound states of agents that set no bound.
+            settings: Bound states of agents that set no bound, and hold the keys of secrets.
             scheduler: One that may be started, and then acts on changes at once; None: one of its own that is not.
         """
         self._store = store
         self._clock = clock
         self._scheduler = scheduler or TaskScheduler(store=store)
         self._handoff = HandoffManager(store=store, settings=settings)
+        self._vault = SecretVault(store, settings)
         self._resources = ResourceManager()
 
     # Agents
@@ -188,6 +191,20 @@ class LocalApi:
     async def diff_handoff(self, agent_id: int, before: int, after: int | None = None) -> HandoffDiff:
         """Compare the states of two versions."""
         return await handoffs.diff(self._store, agent_id, before, after)
+
+    # Secrets
+
+    async def put_secret(self, name: str, value: str) -> SecretInfo:
+        """Store a secret."""
+        return await self._vault.put(name, value)
+
+    async def list_secrets(self, *, limit: int = 100, offset: int = 0) -> Page[SecretInfo]:
+        """Return what is known of the secrets."""
+        return await self._vault.list(limit=limit, offset=offset)
+
+    async def delete_secret(self, name: str) -> None:
+        """Delete a secret."""
+        await self._vault.delete(name)
 
     # The machine
 

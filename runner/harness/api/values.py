@@ -21,6 +21,7 @@ from harness.models import (
     Task,
     TaskStatus,
 )
+from harness.secrets.info import SecretInfo
 
 #: Longest list that one answer holds.
 MAX_LIMIT = 1000
@@ -332,6 +333,28 @@ class SystemResources(Model):
     memory_percent: float
     cpu_count: int
     cpu_percent: float
+
+
+class SecretRequest(Model):
+    """The value of a secret."""
+
+    #: At least 8 characters, 4 of them different; at most 16 KiB of UTF-8. It is never answered.
+    value: Annotated[str, Field(json_schema_extra={"format": "password", "writeOnly": True})]
+
+
+class SecretPage(Model):
+    """What is known of secrets, by name; never their values."""
+
+    #: The secrets of this page.
+    secrets: tuple[SecretInfo, ...]
+    total_count: int
+    limit: int
+    offset: int
+
+    @classmethod
+    def of(cls, page: Page[SecretInfo]) -> Self:
+        """Wrap a page."""
+        return cls(secrets=page.items, total_count=page.total_count, limit=page.limit, offset=page.offset)
 
 
 class LogQuery(Model):

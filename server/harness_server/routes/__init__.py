@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness_server.endpoint import Endpoint
-from harness_server.routes import agents, handoffs, schedules, system, tasks
+from harness_server.routes import agents, handoffs, schedules, secrets, system, tasks
 
 #: By the tag that groups them on the docs page.
 ENDPOINTS: dict[str, list[Endpoint]] = {
@@ -11,5 +11,6 @@ ENDPOINTS: dict[str, list[Endpoint]] = {
     "agents": agents.routes,
     "schedules": schedules.routes,
     "handoffs": handoffs.routes,
+    "secrets": secrets.routes,
     "system": system.routes,
 }

@@ -16,6 +16,7 @@ from harness.store.mongo.artifacts import PENDING_FOR
 from harness.store.mongo.driver import Database, Document, DuplicateKey
 from harness.store.mongo.logs import MongoLogs
 from harness.store.mongo.schedules import OUTBOX_SINCE
+from harness.store.mongo.secrets import MongoSecrets
 from harness.store.mongo.slots import MARKS, WAITS_FOR, WAITS_MAX
 
 __all__ = ["MongoStore"]
@@ -43,7 +44,7 @@ _FOR_LISTS = (
 )
 
 
-class MongoStore(MongoLogs):
+class MongoStore(MongoLogs, MongoSecrets):
     """`harness.ports.Store` on one MongoDB database, by single-document writes alone."""
 
     def __init__(self, client: Any, *, database: str, clock: Clock | None = None) -> None:

@@ -76,6 +76,13 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
 
+#: Made by this release also in a file that an older one made, which goes on to work with it.
+_LATER_TABLES = (
+    """CREATE TABLE IF NOT EXISTS secrets (
+        name TEXT PRIMARY KEY, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+        ciphertext BLOB NOT NULL)""",
+)
+
 T = TypeVar("T")
 
 
@@ -198,6 +205,7 @@ class SqliteFile:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
+            _add_later_parts(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -273,6 +281,11 @@ class SqliteFile:
             case sqlite3.SQLITE_TOOBIG:
                 return InvalidInputError(f"a value is too large for the store {name} ({error})")
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
+
+
+def _add_later_parts(connection: sqlite3.Connection) -> None:
+    for statement in _LATER_TABLES:
+        connection.execute(statement)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

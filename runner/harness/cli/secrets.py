@@ -1,0 +1,156 @@
+"""``harness secrets``: what agents need and nobody may read."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import inputs, text
+from harness.cli.options import MAX_ID, JsonOption, LimitOption, group
+from harness.cli.render import note, print_json, print_model, print_table, say
+from harness.cli.session import check_text, open_store, run_async
+
+if TYPE_CHECKING:
+    from harness.models import Page
+    from harness.ports import Store
+    from harness.secrets.info import SecretInfo
+    from harness.vault import SecretVault
+
+app = group("Store what agents need and nobody may read, encrypted under HARNESS_SECRETS_KEY.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the secret.")]
+
+
+@app.command("set")
+def set_(name: NameArgument, *, as_json: JsonOption = False) -> None:
+    """Store a secret, or give it another value.
+
+    The value is asked for without an echo, or else read from standard input, where one line end at its end is left
+    out. It is no argument, since others can see those.
+
+    \b
+    Examples:
+      harness secrets set github-token
+      harness secrets set deploy-key < id_ed25519
+      harness agents update greeter --set secrets.TOKEN=github-token
+    """
+    check_text(name, what="NAME")
+    value = _read_value()
+
+    async def work() -> SecretInfo:
+        async with open_store() as store:
+            return await _vault(store).put(name, value)
+
+    stored = run_async(work)
+    if as_json:
+        print_model(stored)
+    else:
+        say(f"secret {stored.name} stored")
+
+
+@app.command("list")
+def list_(
+    *,
+    limit: LimitOption = 100,
+    offset: Annotated[
+        int, typer.Option("--offset", min=0, max=MAX_ID, help="Leave out this many, from the first.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """List secrets by name, without their values: those are never shown.
+
+    \b
+    Example:
+      harness secrets list
+    """
+
+    async def work() -> Page[SecretInfo]:
+        async with open_store() as store:
+            return await _vault(store).list(limit=limit, offset=offset)
+
+    page = run_async(work)
+    if as_json:
+        items = [secret.model_dump(mode="json") for secret in page.items]
+        print_json({"items": items, "total_count": page.total_count, "limit": limit, "offset": offset})
+        return
+    rows = [
+        [secret.name, text.instant_text(secret.created_at), text.instant_text(secret.updated_at)]
+        for secret in page.items
+    ]
+    print_table(["NAME", "CREATED", "SET"], rows, give_way="NAME")
+    if offset + len(page.items) < page.total_count:
+        note(f"{page.total_count} in all; go on with --offset {offset + len(page.items)}")
+
+
+@app.command("delete")
+def delete(name: NameArgument, *, as_json: JsonOption = False) -> None:
+    """Delete a secret. Runs of agents that name it fail from now on.
+
+    \b
+    Example:
+      harness secrets delete github-token
+    """
+    check_text(name, what="NAME")
+
+    async def work() -> None:
+        async with open_store() as store:
+            await _vault(store).delete(name)
+
+    run_async(work)
+    if as_json:
+        print_json({"name": name, "deleted": True})
+    else:
+        say(f"secret {name} deleted")
+
+
+@app.command("keygen")
+def keygen() -> None:
+    """Print a new key for HARNESS_SECRETS_KEY. It is stored nowhere; without it secrets can't be read again.
+
+    \b
+    Example:
+      (umask 077; harness secrets keygen > secrets.key)
+    """
+    from harness.secrets.cipher import generate_key
+
+    typer.echo(generate_key())
+
+
+@app.command("rotate")
+def rotate(*, as_json: JsonOption = False) -> None:
+    """Encrypt all secrets anew under the first key of HARNESS_SECRETS_KEY.
+
+    Put the new key before the old one, everywhere, and restart servers and runners; rotate; then leave the old one out.
+
+    \b
+    Example:
+      HARNESS_SECRETS_KEY="$NEW_KEY,$OLD_KEY" harness secrets rotate
+    """
+
+    async def work() -> int:
+        async with open_store() as store:
+            return await _vault(store).rotate()
+
+    count = run_async(work)
+    if as_json:
+        print_json({"rotated": count})
+    else:
+        say(f"{count} secrets encrypted anew")
+
+
+def _vault(store: Store) -> SecretVault:
+    from harness.settings import get_settings
+    from harness.vault import SecretVault
+
+    return SecretVault(store, get_settings())
+
+
+def _read_value() -> str:
+    if sys.stdin.isatty():
+        return str(typer.prompt("Value", hide_input=True, confirmation_prompt=True, err=True))
+    from harness.secrets.rules import MAX_VALUE_BYTES
+
+    value = inputs.read_text("-", what="value", max_bytes=MAX_VALUE_BYTES + 2)
+    return value.removesuffix("\n").removesuffix("\r")
