@@ -9,7 +9,7 @@ import typer
 
 from harness.cli import inputs, text
 from harness.cli.options import MAX_ID, JsonOption, LimitOption, group
-from harness.cli.render import note, print_json, print_model, print_table, say
+from harness.cli.render import note, print_json, print_model, print_page_json, print_table, say
 from harness.cli.session import check_text, open_store, run_async
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def list_(
 
     page = run_async(work)
     if as_json:
-        items = [secret.model_dump(mode="json") for secret in page.items]
-        print_json({"items": items, "total_count": page.total_count, "limit": limit, "offset": offset})
+        print_page_json(page)
         return
     rows = [
         [secret.name, text.instant_text(secret.created_at), text.instant_text(secret.updated_at)]
