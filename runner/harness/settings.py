@@ -53,8 +53,9 @@ def loopback_address(host: str) -> str:
     return host
 
 
-def _check_keys(keys: SecretStr) -> SecretStr:
-    parse_keys(keys.get_secret_value())
+def _check_keys(keys: SecretStr | None) -> SecretStr | None:
+    if keys is not None:
+        parse_keys(keys.get_secret_value())
     return keys
 
 
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
 
     #: Keys that secrets are encrypted with, made by ``harness secrets keygen``, with commas between them: the first one
     #: encrypts, all decrypt.
-    secrets_key: Annotated[SecretStr, AfterValidator(_check_keys)] | None = None
+    secrets_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None
     #: File with such keys instead, one a line; read whenever they are needed.
     secrets_key_file: Path | None = None
 

@@ -110,7 +110,7 @@ def keygen() -> None:
 
     \b
     Example:
-      (umask 077; harness secrets keygen > secrets.key)
+      harness secrets keygen > secrets.key
     """
     from harness.secrets.cipher import generate_key
 
@@ -121,11 +121,12 @@ def keygen() -> None:
 def rotate(*, as_json: JsonOption = False) -> None:
     """Encrypt all secrets anew under the first key of HARNESS_SECRETS_KEY.
 
-    Put the new key before the old one, everywhere, and restart servers and runners; rotate; then leave the old one out.
+    Put the new key before the old one, as HARNESS_SECRETS_KEY="$NEW,$OLD", for every server and runner, and restart
+    them; rotate; then leave the old one out.
 
     \b
     Example:
-      HARNESS_SECRETS_KEY="$NEW_KEY,$OLD_KEY" harness secrets rotate
+      harness secrets rotate
     """
 
     async def work() -> int:

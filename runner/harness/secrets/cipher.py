@@ -43,11 +43,12 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
     keys = []
     for number, word in enumerate(filter(None, re.split(r"[,\s]+", text)), start=1):
         try:
+            # Either alphabet: validation lets ``+`` and ``/`` pass beside `altchars`.
             key = base64.b64decode(word.encode("ascii"), altchars=b"-_", validate=True)
         except (UnicodeEncodeError, binascii.Error):
             key = b""
         if len(key) != _KEY_BYTES:
-            raise ValueError(f"key {number} is not {_KEY_BYTES} bytes in URL-safe base64; {_KEY_REMEDY}")
+            raise ValueError(f"key {number} is not {_KEY_BYTES} bytes in base64; {_KEY_REMEDY}")
         keys.append(key)
     if not keys:
         raise ValueError(f"there is no key in it; {_KEY_REMEDY}")
