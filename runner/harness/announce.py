@@ -6,7 +6,7 @@ import contextlib
 import logging
 
 from harness.errors import AgentNotFoundError, SandboxError, StoreUnavailableError
-from harness.models import ScheduleState, render_instant
+from harness.models import render_instant
 from harness.ports import Store
 from harness.sandbox.inspection import engine_facts, ping
 from harness.settings import Settings
@@ -15,12 +15,8 @@ from harness.wiring import Runtime
 
 logger = logging.getLogger(__name__)
 
-#: Agents looked at for the number of schedules; a start must not take longer with every agent there is.
-MAX_AGENTS = 1000
 #: Next fires that are listed.
 NEXT_FIRES = 3
-
-_PAGE = 50
 
 
 async def announce_parts(runtime: Runtime) -> None:
@@ -54,31 +50,16 @@ async def announce_schedules(store: Store) -> None:
 
 
 async def _announce_schedules(store: Store) -> None:
-    states, names, looked_at = [], {}, 0
-    while looked_at < MAX_AGENTS:
-        page = await store.list_agents(limit=_PAGE, offset=looked_at)
-        looked_at += len(page.items)
-        for agent in page.items:
-            state = await _state(store, agent.id) if agent.config.get("schedule") else None
-            if state is not None:
-                states.append(state)
-                names[agent.id] = agent.name
-        if looked_at >= page.total_count or not page.items:
-            break
-    number = f"{len(states)}" if looked_at < MAX_AGENTS else f"at least {len(states)}"
-    coming = sorted((state.next_fire_at, state.agent_id) for state in states if state.next_fire_at)
-    fires = [f"{names[agent_id]} at {render_instant(at)}" for at, agent_id in coming[:NEXT_FIRES]]
-    text = f"{number} schedules in force" + (f"; next: {', '.join(fires)}" if fires else "")
-    logger.info("%s", text, extra={"action": "schedules", "count": len(states)})
-
-
-async def _state(store: Store, agent_id: int) -> ScheduleState | None:
-    """Return where a schedule stands that fires again; None for any other."""
-    try:
-        state = (await store.get_schedule(agent_id)).state
-    except AgentNotFoundError:
-        return None
-    return state if state is not None and state.next_fire_at is not None else None
+    page = await store.next_schedules(limit=NEXT_FIRES)
+    fires = []
+    for state in page.items:
+        with contextlib.suppress(AgentNotFoundError):
+            name = (await store.get_agent(state.agent_id)).name
+            fires += [] if state.next_fire_at is None else [f"{name} at {render_instant(state.next_fire_at)}"]
+    count = page.total_count
+    schedules = "1 schedule" if count == 1 else f"{count:,} schedules"
+    text = f"{schedules} in force" + (f"; next: {', '.join(fires)}" if fires else "")
+    logger.info("%s", text, extra={"action": "schedules", "count": count})
 
 
 def store_text(settings: Settings) -> str:

@@ -7,6 +7,7 @@ view of it. Unknown keys are refused, so that a misspelt limit is an error and n
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +41,13 @@ MAX_INSTANT = datetime(3000, 1, 1, tzinfo=UTC)
 
 #: Most secrets that one agent names.
 MAX_SECRETS = 100
+
+#: Bounds on what is kept: a hundred years, and more than any store holds.
+MAX_DAYS = 36_500
+MAX_KEPT = 1_000_000_000
+
+#: A time in days, parts of one included; 0: for ever.
+Days = Annotated[float, Field(ge=0, le=MAX_DAYS)]
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -191,12 +199,40 @@ class RetryConfig(_Section):
         return tuple(value) if isinstance(value, list) else value
 
 
+class RetentionConfig(_Section):
+    """How much of its history an agent keeps; what is left out takes the setting, and 0 keeps everything."""
+
+    #: Ended tasks, with their logs, are deleted this many days after their end.
+    task_days: Days | None = None
+    #: Of its tasks the newest this many are kept.
+    max_tasks: Annotated[int, Field(ge=0, le=MAX_KEPT)] | None = None
+    #: Logs are deleted this many days after the end of their task, and at the latest with it.
+    log_days: Days | None = None
+    #: Handoff artifacts are deleted this many days after they were saved. The newest stays.
+    artifact_days: Days | None = None
+    #: Of its handoff artifacts the newest this many are kept.
+    max_artifacts: Annotated[int, Field(ge=0, le=MAX_KEPT)] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Return the part of an agent's config that is about this, whatever the rest of it says.
+
+        Raises:
+            InvalidInputError: It is malformed, as something that an older release accepted may be.
+        """
+        try:
+            return cls.model_validate(config.get("retention", {}))
+        except ValidationError as error:
+            raise InvalidInputError(f"config.retention is not valid: {describe_problems(error)}") from error
+
+
 class AgentConfig(_Section):
     """The typed view of `Agent.config`."""
 
     schedule: ScheduleConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     retry: RetryConfig = RetryConfig()
+    retention: RetentionConfig = RetentionConfig()
     #: Tasks of agents with a higher number are started first.
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     #: Environment variables of the agent. A Python agent gets them inside the job frame, so `docker inspect` does not

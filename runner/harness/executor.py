@@ -15,7 +15,7 @@ from harness.compression import Compressor
 from harness.config import MIB, AgentConfig
 from harness.errors import AgentBusyError, HarnessError, InvalidInputError
 from harness.jsontext import encode_document
-from harness.models import Agent, Claim, ExecutionResult, NewTask, Outcome, Reason, Task
+from harness.models import Agent, Claim, ExecutionResult, LoadedAgent, NewTask, Outcome, Reason, Task
 from harness.ports import Clock, OutputSink, Sandbox, SandboxLimits, Store
 from harness.recovery import sweep
 from harness.run import OnTask, RunParts, TaskRun
@@ -128,6 +128,7 @@ class AgentExecutor:
         agent: Agent,
         *,
         claimed_at: float,
+        loaded: LoadedAgent | None = None,
         on_output: OutputSink | None = None,
         can_hand_back: bool = False,
     ) -> TaskRun:
@@ -138,6 +139,7 @@ class AgentExecutor:
             agent,
             self._limits(agent.options, parts.settings),
             claimed_at=claimed_at,
+            loaded=loaded,
             on_output=on_output,
             can_hand_back=can_hand_back,
         )

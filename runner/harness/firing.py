@@ -4,14 +4,19 @@ A fire that is late by no more than `misfire_grace_seconds` is on time. Older on
 becomes of them: ``latest`` runs the newest one if nothing newer is on time, ``all`` the newest `catch_up_limit` of them,
 ``none`` none. What does not run is recorded as one skip that names the first and the last fire and their number, so a
 scheduler that was down for a month writes one record, not forty thousand.
+
+A fire is due by the rule that was in force at its time. When that changes, what is due by the old one is planned first;
+when the schedule goes off, it is recorded as skipped, with the change itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from harness.config import AgentConfig, ScheduleConfig
+from harness.errors import InvalidInputError
 from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, SkipReason, WhenBusy
 from harness.triggers import Fire, Trigger, fires_between, make_trigger, next_fire
 
@@ -28,29 +33,84 @@ _WHEN_BUSY = {
 }
 
 
-def synced(source: ScheduleSource, now: datetime) -> ScheduleState:
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Where a schedule stands after a change, and the record of what it leaves undone by that; stored together."""
+
+    state: ScheduleState
+    skips: tuple[NewTask, ...] = ()
+
+
+def synced(source: ScheduleSource, now: datetime, **changes: bool) -> Synced:
     """Return where an agent's schedule stands after its owner changed it, or somebody paused or resumed it.
 
-    A fire whose time has come stays, also while its jitter puts it off: it is fired, or skipped with a record, before
-    the new rule takes over.
+    A fire whose time has come, also while its jitter puts it off, does not go without a record: where the schedule goes
+    on, it stays and is fired before the new rule takes over; where the schedule goes off, it is skipped as disabled.
+
+    Args:
+        source: The agent; what its old rule owes is planned already, see `overdue`.
+        now: By the store's clock.
+        changes: `ScheduleState.paused` and `ScheduleState.removed`, as they are to be.
     """
-    state = source.state or ScheduleState(
-        agent_id=source.agent_id, agent_version=source.agent_version, anchor_at=now
+    before = source.state or _new_state(source, now)
+    state = before.model_copy(update=changes)
+    schedule = _in_force(source, state)
+    if schedule is None:
+        return switched_off(source.model_copy(update={"state": state}), now)
+    if state.next_fire_at is not None and state.due_at is not None and state.next_fire_at <= now:
+        following: Fire | None = Fire(state.next_fire_at, state.due_at)
+    else:
+        following = next_fire(_trigger(source, schedule, state), max(now, state.last_fire_at or now))
+    return Synced(
+        state.model_copy(
+            update={
+                "agent_version": source.agent_version,
+                "next_fire_at": following.fire_time if following else None,
+                "due_at": following.due_at if following else None,
+                "rule": source.config["schedule"],
+            }
+        )
     )
-    schedule = AgentConfig.parse(source.config).schedule
-    following: Fire | None = None
-    if schedule is not None and schedule.enabled and not state.paused and not state.removed:
-        if state.next_fire_at is not None and state.due_at is not None and state.next_fire_at <= now:
-            following = Fire(state.next_fire_at, state.due_at)
-        else:
-            following = next_fire(_trigger(source, schedule, state), max(now, state.last_fire_at or now))
-    return state.model_copy(
+
+
+def switched_off(source: ScheduleSource, now: datetime) -> Synced:
+    """Return where an agent's schedule stands when it is off, whatever its config says, with one skip for what is due."""
+    state = source.state or _new_state(source, now)
+    skips: tuple[NewTask, ...] = ()
+    if state.next_fire_at is not None and state.next_fire_at <= now:
+        skips = _disabled(source, state, state.next_fire_at, now)
+    known = [at for at in (state.last_fire_at, *(skip.skipped_until for skip in skips)) if at is not None]
+    off = {"agent_version": source.agent_version, "next_fire_at": None, "due_at": None, "rule": None}
+    return Synced(state.model_copy(update={**off, "last_fire_at": max(known, default=None)}), skips)
+
+
+def overdue(
+    source: ScheduleSource, now: datetime, *, retry_max_attempts: int, **changes: bool
+) -> FirePlan | None:
+    """Plan what the rule that was in force until now still owes, where another takes its place; None: nothing.
+
+    A fire that its jitter puts off becomes a task at once, which starts when it is due.
+
+    Args:
+        source: An agent that changed since its schedule was computed.
+        now: By the store's clock.
+        retry_max_attempts: As for `plan_fires`.
+        changes: As for `synced`.
+    """
+    state = source.state
+    if state is None or state.rule is None or state.next_fire_at is None or state.next_fire_at > now:
+        return None
+    if state.rule == source.config.get("schedule"):
+        return None
+    if _in_force(source, state.model_copy(update=changes)) is None or _rule_of(source, state) is None:
+        return None
+    before = source.model_copy(
         update={
-            "agent_version": source.agent_version,
-            "next_fire_at": following.fire_time if following else None,
-            "due_at": following.due_at if following else None,
+            "agent_version": state.agent_version,
+            "config": {**source.config, "schedule": state.rule},
         }
     )
+    return plan_fires(before, now, retry_max_attempts=retry_max_attempts)
 
 
 def past_trigger(source: ScheduleSource, start: datetime) -> Trigger:
@@ -70,8 +130,8 @@ def past_trigger(source: ScheduleSource, start: datetime) -> Trigger:
     return make_trigger(schedule, agent_id=source.agent_id, anchor=anchor)
 
 
-def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int) -> FirePlan:
-    """Plan everything that a schedule owes up to `now`.
+def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int) -> FirePlan | None:
+    """Plan everything that a schedule owes up to `now`; None when its agent changed, and it has to be synced first.
 
     Args:
         source: With a state whose `due_at` has passed.
@@ -80,10 +140,12 @@ def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int
     """
     state = source.state
     assert state is not None
+    if state.agent_version != source.agent_version:
+        return None
     options = AgentConfig.parse(source.config)
     schedule, first, due_at = options.schedule, state.next_fire_at, state.due_at
     if schedule is None or not schedule.enabled or first is None or due_at is None:
-        return FirePlan(before=state, tasks=(), next_fire_at=None, due_at=None)
+        return plan_nothing(source, now)
     trigger = _trigger(source, schedule, state)
     newest = _newest_due(trigger, first, now)
     total = 1 + trigger.count_between(first, newest)
@@ -103,6 +165,47 @@ def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int
         next_fire_at=following.fire_time if following else None,
         due_at=following.due_at if following else None,
     )
+
+
+def plan_nothing(source: ScheduleSource, now: datetime) -> FirePlan:
+    """Plan that a schedule fires no more, and that what it owes is skipped as disabled."""
+    assert source.state is not None
+    return FirePlan(
+        before=source.state, tasks=switched_off(source, now).skips, next_fire_at=None, due_at=None
+    )
+
+
+def _new_state(source: ScheduleSource, now: datetime) -> ScheduleState:
+    return ScheduleState(agent_id=source.agent_id, agent_version=source.agent_version, anchor_at=now)
+
+
+def _in_force(source: ScheduleSource, state: ScheduleState) -> ScheduleConfig | None:
+    """Return the schedule of an agent's config if it is to fire."""
+    schedule = AgentConfig.parse(source.config).schedule
+    is_off = schedule is None or not schedule.enabled or state.paused or state.removed
+    return None if is_off else schedule
+
+
+def _rule_of(source: ScheduleSource, state: ScheduleState) -> ScheduleConfig | None:
+    """Return the rule by which a schedule was computed; None when it is not known, or this release takes it no more."""
+    rule = source.config.get("schedule") if state.rule is None else state.rule
+    try:
+        return AgentConfig.parse({"schedule": rule}).schedule
+    except InvalidInputError:
+        return None
+
+
+def _disabled(
+    source: ScheduleSource, state: ScheduleState, first: datetime, now: datetime
+) -> tuple[NewTask, ...]:
+    """Return the record of the fires from `first` on whose time has come."""
+    rule = _rule_of(source, state)
+    last, count = first, 1
+    if rule is not None:
+        trigger = _trigger(source, rule, state)
+        last = max(first, trigger.latest_at_or_before(now) or first)
+        count += trigger.count_between(first, last)
+    return (_skip_of(source.agent_id, SkipReason.DISABLED, first, last, count),)
 
 
 def _trigger(source: ScheduleSource, schedule: ScheduleConfig, state: ScheduleState) -> Trigger:
@@ -171,14 +274,16 @@ def _skip(
     if runs:
         assert runs[0].fire_at is not None
         last = trigger.latest_at_or_before(runs[0].fire_at - timedelta(microseconds=1)) or first
-    return (
-        NewTask(
-            agent_id=agent_id,
-            trigger="schedule",
-            scheduled_at=first,
-            fire_at=first,
-            skip_reason=SkipReason.MISSED,
-            skipped_until=max(first, last),
-            skipped_count=count,
-        ),
+    return (_skip_of(agent_id, SkipReason.MISSED, first, max(first, last), count),)
+
+
+def _skip_of(agent_id: int, reason: SkipReason, first: datetime, last: datetime, count: int) -> NewTask:
+    return NewTask(
+        agent_id=agent_id,
+        trigger="schedule",
+        scheduled_at=first,
+        fire_at=first,
+        skip_reason=reason,
+        skipped_until=last,
+        skipped_count=count,
     )

@@ -107,10 +107,12 @@ class SkipReason(StrEnum):
     SUPERSEDED = "superseded"
     #: It came due while no scheduler ran, and its schedule's `catch_up` leaves it out.
     MISSED = "missed"
+    #: Its time had come, and before it was fired its schedule was paused, removed, disabled or taken out of the config.
+    DISABLED = "disabled"
 
 
 class WhenBusy(StrEnum):
-    """What happens to a new task that finds none of its slots free."""
+    """What happens to a new task that finds none of its slots free; those that others wait for are not."""
 
     #: `AgentBusyError`.
     REJECT = "reject"
@@ -224,7 +226,7 @@ class Usage(Model):
 class Attempt(Model):
     """One container launch of a task."""
 
-    #: The fence of the claim under which it ran: rises from 1, and skips one where a runner was lost.
+    #: The fence of the claim under which it ran: counts up from 1.
     number: int
     started_at: Instant
     ended_at: Instant | None = None
@@ -348,6 +350,9 @@ class ScheduleState(Model):
     paused: bool = False
     #: Taken out by `TaskScheduler.remove_agent_schedule`; comes back with `add_agent_schedule` only.
     removed: bool = False
+    #: The agent's ``schedule`` as it was when this was computed: what is due was due by it, whatever the config says
+    #: now. None while the schedule is off.
+    rule: dict[str, Any] | None = None
     #: Raised by every change; a change names the revision it was made from.
     revision: int = 0
 
@@ -394,6 +399,14 @@ class HandoffArtifact(Model):
     task_id: int | None = None
     #: Marks a clear: kept in the history, never loaded.
     cleared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAgent:
+    """What a run begins with: an agent, and its newest artifact, None when there is none or it was cleared."""
+
+    agent: Agent
+    artifact: HandoffArtifact | None
 
 
 class ExecutionResult(Model):

@@ -6,7 +6,7 @@ Implementations live in `harness.store` and `harness.sandbox`; `harness.testing`
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +18,7 @@ from harness.models import (
     Claim,
     FirePlan,
     HandoffArtifact,
+    LoadedAgent,
     LogChunk,
     NewArtifact,
     NewTask,
@@ -29,6 +30,7 @@ from harness.models import (
     Task,
     TaskStatus,
 )
+from harness.retention import Expiry, Purged
 from harness.secrets.info import SecretInfo
 
 
@@ -49,7 +51,8 @@ class Store(Protocol):
     """Agents, tasks, logs and handoff artifacts, durable before a call returns.
 
     Every method may raise `StoreUnavailableError`, and `StoreError` for what cannot be done or read. Every write is
-    atomic and idempotent under a driver's retry; a cancelled call may still take effect, whole or not at all. A limit
+    atomic; a cancelled call may still take effect, whole or not at all, and so may one whose answer was lost. What a
+    repetition does then stands with each write; where nothing stands, it changes nothing more. A limit
     below 1, an offset below 0, and a value that JSON cannot hold exactly or that is over its bound, are an
     `InvalidInputError`, and nothing is written. Ids are integers counted up from 1 and never used twice; numbers may be
     left out. All times a store writes or compares come from its own clock (`now`), so that hosts with skewed clocks agree
@@ -77,7 +80,7 @@ class Store(Protocol):
     # Agents
 
     async def create_agent(self, draft: AgentDraft) -> Agent:
-        """Store a new agent.
+        """Store a new agent. Repeated, it finds the name taken.
 
         Raises:
             AgentNameTakenError: Another agent has the name.
@@ -95,7 +98,10 @@ class Store(Protocol):
     async def update_agent(
         self, agent_id: int, draft: AgentDraft, *, expected_version: int | None = None
     ) -> Agent:
-        """Replace what the owner wrote; raises the version by one.
+        """Replace what the owner wrote; raises the version by one, also when repeated.
+
+        With `expected_version` a repetition is a `VersionConflictError`: whether the first call took effect shows in the
+        agent.
 
         Raises:
             AgentNotFoundError: There is no such agent.
@@ -120,7 +126,11 @@ class Store(Protocol):
         """Store a task: pending, or with a `claim` already running under fence 1 with its first attempt begun.
 
         A task holds one of its agent's `max_active` slots from here to its final write, also while it waits for a
-        retry; `when_busy` says what happens when none is free. A claim needs `WhenBusy.REJECT`.
+        retry; `when_busy` says what happens when none is free. A slot is not free for a new task while another one
+        waits for it: nobody is overtaken between the end of a run and the next claim. A claim needs `WhenBusy.REJECT`.
+
+        Repeated, a fire is a `DuplicateFireError`, and any other task a second one, for which there may be no slot. A
+        task that was claimed here and that nobody heard of is lost when its lease runs out.
 
         Raises:
             AgentNotFoundError: There is no such agent.
@@ -152,6 +162,8 @@ class Store(Protocol):
 
         Order: higher priority first; among equals the agents take turns, those with fewer running tasks first, so that
         one agent's backlog starves nobody; an agent's own tasks by `due_at`.
+
+        Repeated, it takes others: what was claimed and never came back is lost when its lease runs out.
 
         Returns:
             The tasks as claimed, in that order; fewer than `limit` when there are no more, or others were faster.
@@ -191,7 +203,9 @@ class Store(Protocol):
     async def retry_task(self, task_id: int, fence: int, outcome: Outcome, *, due_at: datetime) -> Task:
         """End an attempt and make the task pending again, due at `due_at`; raises `retry_count`, keeps its slot.
 
-        A task whose cancellation was requested is not retried: it ends as cancelled.
+        A task whose cancellation was requested is not retried: it ends as cancelled. Repeated with the same outcome, as
+        after an answer that was lost, it writes nothing and returns the task as stored: it may run again by then, under
+        another fence.
 
         Raises:
             LeaseLostError: The task is no longer running under `fence`; nothing was written.
@@ -201,6 +215,7 @@ class Store(Protocol):
         """End an attempt that its runner can't go on with, as `Reason.LOST`, and make the task pending, due now.
 
         Not counted as a retry: it was no failure of the agent. A requested cancellation ends the task as cancelled.
+        Repeated with the same sentence, it does what a repeated `retry_task` does.
 
         Raises:
             LeaseLostError: The task is no longer running under `fence`; nothing was written.
@@ -209,12 +224,13 @@ class Store(Protocol):
     async def reopen_task(self, task_id: int, *, due_at: datetime, max_retries: int) -> Task:
         """Make a failed task pending again, due at `due_at`; raises `retry_count`, takes a slot of its agent.
 
-        Its `max_retries` becomes `max_retries`, which may be more than it was made with.
+        Its `max_retries` becomes `max_retries`, which may be more than it was made with. Repeated with the same numbers
+        while the task waits, as after an answer that was lost, it writes nothing and returns the task as stored.
 
         Raises:
             TaskNotFoundError: There is no such task.
             ConflictError: It did not fail, or its `retry_count` has reached `max_retries`; the message says which.
-            AgentBusyError: No slot of its agent is free.
+            AgentBusyError: No slot of its agent is free, or others wait for those that are.
         """
 
     async def cancel_task(self, task_id: int) -> Task:
@@ -233,12 +249,14 @@ class Store(Protocol):
     async def expire_task(self, task: Task, *, retry_at: datetime | None = None) -> Task | None:
         """End a running task whose lease has run out, by compare-and-set on its id and fence, as `Reason.LOST`.
 
-        Frees its slot and raises the fence, so that its old runner can write nothing more. A reason that was recorded
-        before the runner died stays the attempt's reason. With `retry_at` the task becomes pending instead, due then,
-        with its slot kept and `retry_count` raised; unless its cancellation was requested, which ends it as cancelled.
+        Frees its slot. Its old runner can write nothing more: the task does not run, and once it does again, it does
+        under a higher fence. A reason that was recorded before the runner died stays the attempt's reason. With
+        `retry_at` the task becomes pending instead, due then, with its slot kept and `retry_count` raised; unless its
+        cancellation was requested, which ends it as cancelled.
 
         Returns:
-            The task as ended, or None when its lease was extended, or somebody else ended it or took it over.
+            The task as ended, or None when its lease was extended, or it was ended or taken over already: by somebody
+            else, or by this call, of which this is a repetition.
         """
 
     # Schedules
@@ -257,15 +275,29 @@ class Store(Protocol):
             AgentNotFoundError: There is no such agent.
         """
 
-    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
+    async def put_schedules(
+        self, states: Sequence[ScheduleState], *, skips: Sequence[NewTask] = ()
+    ) -> Sequence[ScheduleState]:
         """Store schedules, each only if the stored revision is still its `revision` (0: none is stored yet).
 
+        Args:
+            states: Where the schedules stand now.
+            skips: Fires that these schedules skip by the change. Accepted with their agent's state by the same
+                compare-and-set, and carried out like a plan's, see `fire_schedules`; not at all without that.
+
         Returns:
-            Those that were stored, with their new revision; the others were changed by somebody else meanwhile.
+            Those that were stored, with their new revision; the others were changed by somebody else meanwhile. So a
+            repetition, as after an answer that was lost, stores nothing.
+
+        Raises:
+            InvalidInputError: A skip is of another agent, is none, or has no `fire_at`; nothing was written.
         """
 
     async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
         """Return schedules whose `due_at` has passed, earliest first, with their agents' config and version."""
+
+    async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
+        """Return the schedules in force, those that are due next first; the count is of all of them."""
 
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, each to its end once it is begun, however it is cut.
@@ -295,7 +327,7 @@ class Store(Protocol):
     # Handoff artifacts
 
     async def save_artifact(self, agent_id: int, artifact: NewArtifact) -> HandoffArtifact:
-        """Save an artifact outside of any run; its run count is the newest's plus one.
+        """Save an artifact outside of any run; its run count is the newest's plus one. Repeated, it saves another.
 
         Raises:
             StateRejectedError: The state or the summary is not acceptable.
@@ -304,6 +336,13 @@ class Store(Protocol):
 
     async def newest_artifact(self, agent_id: int) -> HandoffArtifact | None:
         """Return the newest artifact; None when there is none or it was cleared."""
+
+    async def load_agents(self, agent_ids: Collection[int]) -> Mapping[int, LoadedAgent]:
+        """Return agents by id, each with what `newest_artifact` returns: what runs begin with, for all that begin at once.
+
+        One that is gone is left out; so is one whose record can't be read, which is logged, since it must not keep the
+        others waiting.
+        """
 
     async def clear_artifact(self, agent_id: int) -> None:
         """Make the next run a first run, by an artifact marked `cleared`; the history stays. Without one: nothing."""
@@ -344,6 +383,31 @@ class Store(Protocol):
         Raises:
             SecretNotFoundError: There is none of that name.
         """
+
+    # Retention
+
+    async def agent_ids(self, *, after_id: int = 0, limit: int = 1000) -> Sequence[int]:
+        """Return the ids of agents with a higher id, by rising id, without reading what they are made of."""
+
+    async def purge(self, agent_id: int, expiry: Expiry, *, limit: int) -> Purged:
+        """Delete what of an agent's history is to go: tasks with their logs, other tasks' logs, handoff artifacts.
+
+        Never deleted: a task that is pending or running, or that something which was accepted and not carried out yet
+        (a fire, an artifact on the way to its place) still refers to; and an agent's newest artifact, a clear included,
+        so that versions and run counts go on. An artifact outlives its task, and a task may outlive its logs. No log
+        outlives its task, so whatever cuts this call, a later one goes on. The fire of a deleted task is not fired
+        again by `fire_schedules`; `create_task` would take it.
+
+        One call deletes about `limit` records (a task, a chunk of its log, an artifact) and holds no lock for longer
+        than some tens of milliseconds; where there is nothing to do it writes nothing. Others may call it at the same
+        time. Nothing is deleted for an agent that is not there.
+
+        Returns:
+            What this call deleted, and whether there may be more.
+        """
+
+    async def purgeable(self, agent_id: int, expiry: Expiry) -> Purged:
+        """Count what calls of `purge` would delete. Takes time in proportion to the agent's history."""
 
 
 OutputStream = Literal["stdout", "stderr"]

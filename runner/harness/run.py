@@ -30,6 +30,7 @@ from harness.lease import LeaseKeeper
 from harness.models import (
     Agent,
     ExecutionResult,
+    LoadedAgent,
     NewArtifact,
     Outcome,
     Reason,
@@ -91,6 +92,7 @@ class TaskRun:
         limits: SandboxLimits,
         *,
         claimed_at: float,
+        loaded: LoadedAgent | None = None,
         on_output: OutputSink | None = None,
         can_hand_back: bool = False,
     ) -> None:
@@ -102,6 +104,7 @@ class TaskRun:
             agent: Whose task it is.
             limits: Of its container.
             claimed_at: ``clock.monotonic`` from before the claim.
+            loaded: What was read for this run since the claim. None: it reads the newest artifact itself.
             on_output: Told the output as it comes; must not block.
             can_hand_back: Another runner may begin the task anew. So it is handed back, and not ended, when `run` is
                 cancelled, which then means that this process ends, and when the engine does not answer before the
@@ -109,6 +112,7 @@ class TaskRun:
         """
         self.task = task
         self._agent = agent
+        self._loaded = loaded
         self._parts = parts
         self._limits = limits
         self._lease = LeaseKeeper(
@@ -187,7 +191,10 @@ class TaskRun:
 
     async def _load_execute_save(self) -> ExecutionResult:
         task = self.task
-        artifact = await self._parts.store.newest_artifact(task.agent_id)
+        if self._loaded is None:
+            artifact = await self._parts.store.newest_artifact(task.agent_id)
+        else:
+            artifact = self._loaded.artifact
         context = task.context
         if context is None:
             context = artifact.state if artifact else {}

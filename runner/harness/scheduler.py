@@ -1,4 +1,4 @@
-"""`TaskScheduler`: fires schedules into tasks, and runs them with a worker of its own.
+"""`TaskScheduler`: fires schedules into tasks, runs them with a worker of its own, and has old ones deleted.
 
 Any number of schedulers share a store. What a schedule owes is decided from the store alone (`harness.firing`), and
 accepted there by compare-and-set, so it makes no difference which of them does it, or whether one dies meanwhile.
@@ -13,23 +13,25 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from harness.aio import uninterrupted
+from harness.clockwatch import ClockWatch
 from harness.config import AgentConfig
-from harness.errors import ConflictError, DuplicateFireError, InvalidInputError
+from harness.errors import AgentNotFoundError, ConflictError, DuplicateFireError, InvalidInputError
 from harness.executor import AgentExecutor
-from harness.firing import past_trigger, plan_fires, synced
+from harness.firelog import log_fire, log_skips
+from harness.firing import Synced, overdue, past_trigger, plan_fires, plan_nothing, switched_off, synced
 from harness.models import (
     FirePlan,
     NewTask,
     ScheduleSource,
     ScheduleState,
-    SkipReason,
     Task,
     TaskStatus,
     WhenBusy,
-    render_instant,
 )
 from harness.polling import BACK_OFF_SECONDS, Outage, Pause
 from harness.ports import Clock, Sandbox, Store
+from harness.purging import Purger
+from harness.retention import Retention
 from harness.retry import retry_delay_by_hand
 from harness.settings import Settings
 from harness.triggers import fires_between, make_trigger, preview
@@ -46,7 +48,7 @@ CHANGE_TRIES = 10
 
 
 class TaskScheduler:
-    """Runs agents by their schedules, and retries what fails.
+    """Runs agents by their schedules, retries what fails, and deletes what is older than it is to be kept.
 
     ``TaskScheduler()`` uses the store and the engine that this process's environment names.
     """
@@ -88,6 +90,7 @@ class TaskScheduler:
         )
         self._worker: Worker | None = None
         self._firing: asyncio.Task[None] | None = None
+        self._purging: asyncio.Task[None] | None = None
         self._closing = False
         self._pause: Pause | None = None
 
@@ -102,7 +105,9 @@ class TaskScheduler:
         return 0 if self._worker is None else self._worker.running
 
     async def start(self) -> None:
-        """Load all agents' schedules and begin to fire and run them. Calling it again does nothing.
+        """Load all agents' schedules and begin to fire and run them, and to delete what is not to be kept.
+
+        Calling it again does nothing.
 
         The engine need not answer yet: tasks wait until it does.
 
@@ -119,6 +124,8 @@ class TaskScheduler:
         self._worker.start()
         self._pause = Pause(parts.store, parts.clock)
         self._firing = asyncio.create_task(self._fire_forever(parts.store, parts.clock, self._pause))
+        purger = Purger(parts.store, parts.clock, Retention.by_settings(parts.settings))
+        self._purging = asyncio.create_task(purger.run())
 
     async def stop(self, *, drain_seconds: float = 30.0) -> None:
         """Fire no more, claim no more, let runs end for `drain_seconds`, stop the rest and hand their tasks back.
@@ -126,12 +133,14 @@ class TaskScheduler:
         Cancelling this call cuts it short: containers are killed without grace, and their tasks handed back all the
         same. Calling it again, or before `start`, does nothing.
         """
-        firing, worker = self._firing, self._worker
-        if firing is None or worker is None:
+        firing, purging, worker = self._firing, self._purging, self._worker
+        if firing is None or purging is None or worker is None:
             return
-        self._firing = self._worker = None
+        self._firing = self._purging = self._worker = None
         self._closing = True
         worker.stop_claiming()
+        # Deleting can be cut anywhere.
+        purging.cancel()
         self._wake()
         try:
             # Not cancelled: a plan that is under way is carried out.
@@ -139,7 +148,7 @@ class TaskScheduler:
             await worker.stop(drain_seconds=drain_seconds)
         finally:
             await worker.kill()
-            await uninterrupted(_ended(firing))
+            await uninterrupted(_ended(firing, purging))
 
     async def add_agent_schedule(self, agent_id: int) -> ScheduleState:
         """Take the schedule in an agent's config into force, also after `remove_agent_schedule` or a pause.
@@ -168,13 +177,18 @@ class TaskScheduler:
     async def remove_agent_schedule(self, agent_id: int) -> None:
         """Fire an agent no more until `add_agent_schedule`, over restarts too; tasks that exist stay.
 
+        A fire whose time has come already, and that nobody got to, is recorded as skipped.
+
         Raises:
             AgentNotFoundError: There is no such agent.
         """
         await self._change(agent_id, {"removed": True})
 
     async def pause(self, agent_id: int) -> ScheduleState:
-        """Fire an agent no more until `resume`. What would fire meanwhile is no fire, and not caught up."""
+        """Fire an agent no more until `resume`. What would fire meanwhile is no fire, and not caught up.
+
+        A fire whose time has come already, and that nobody got to, is recorded as skipped.
+        """
         return await self._change(agent_id, {"paused": True}, needs_schedule=True)
 
     async def resume(self, agent_id: int) -> ScheduleState:
@@ -186,7 +200,7 @@ class TaskScheduler:
         store = await self._resolve_store()
         source = await store.get_schedule(agent_id)
         now = await store.now()
-        state = synced(source, now)
+        state = synced(source, now).state
         schedule = AgentConfig.parse(source.config).schedule
         if state.next_fire_at is None or schedule is None:
             return []
@@ -227,7 +241,8 @@ class TaskScheduler:
         """Make tasks of the fires from `start` to `end` that have none; they run one after the other.
 
         Returns:
-            The new tasks. Fires that have a task, or were skipped one by one, are passed over.
+            The new tasks. Fires that have a task, or were skipped one by one, are passed over; those whose tasks
+            were deleted, since they are not to be kept for so long, have none, and run again.
 
         Raises:
             InvalidInputError: The agent has no schedule, the range lies in the future, or holds too many fires.
@@ -304,9 +319,10 @@ class TaskScheduler:
     # Firing
 
     async def _fire_forever(self, store: Store, clock: Clock, pause: Pause) -> None:
-        outage = Outage(clock, "firing", "firing")
+        outage, watch = Outage(clock, "firing", "firing"), ClockWatch(clock)
         while not self._closing:
             try:
+                watch.look(await store.now())
                 await self._sync(store)
                 again = await self._fire_due(store)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other schedules must go on
@@ -321,8 +337,26 @@ class TaskScheduler:
         """Compute schedules that changed; return whether there may be more."""
         sources = await store.unsynced_schedules(limit=BATCH)
         now = await store.now()
-        await store.put_schedules([state for source in sources if (state := _synced_or_off(source, now))])
+        changed = []
+        for source in sources:
+            settled = await self._settled(store, source, now)
+            after = None if settled is None else _synced_or_off(settled, now)
+            changed += [] if after is None else [after]
+        skips = [skip for after in changed for skip in after.skips]
+        stored = await store.put_schedules([after.state for after in changed], skips=skips)
+        log_skips(stored, skips)
         return len(sources) == BATCH
+
+    async def _settled(self, store: Store, source: ScheduleSource, now: datetime) -> ScheduleSource | None:
+        """Return an agent with nothing due by a rule that it has no more; None when it is gone."""
+        plan = self._overdue_or_nothing(source, now)
+        if plan is None:
+            return source
+        await self._carry_out(store, [plan])
+        try:
+            return await store.get_schedule(source.agent_id)
+        except AgentNotFoundError:
+            return None
 
     async def _fire_due(self, store: Store) -> bool:
         """Fire what is due; return whether there may be more."""
@@ -331,11 +365,14 @@ class TaskScheduler:
             return False
         now = await store.now()
         plans = [plan for source in sources if (plan := self._plan_or_off(source, now))]
+        await self._carry_out(store, plans)
+        return len(sources) == BATCH
+
+    async def _carry_out(self, store: Store, plans: Sequence[FirePlan]) -> None:
         tasks = await store.fire_schedules(plans)
         self._wake()
         for task in tasks:
-            _log_fire(task)
-        return len(sources) == BATCH
+            log_fire(task)
 
     def _plan_or_off(self, source: ScheduleSource, now: datetime) -> FirePlan | None:
         try:
@@ -344,10 +381,19 @@ class TaskScheduler:
             logger.error(
                 "agent %d fires no more: %s", source.agent_id, error, extra={"action": "schedule_invalid"}
             )
-            state = source.state
-            return None if state is None else FirePlan(before=state, tasks=(), next_fire_at=None, due_at=None)
+            return plan_nothing(source, now)
         except Exception:
             # It stays due. What is wrong with one schedule must not keep the others from firing.
+            logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
+            return None
+
+    def _overdue_or_nothing(self, source: ScheduleSource, now: datetime) -> FirePlan | None:
+        try:
+            return overdue(source, now, retry_max_attempts=self.retry_max_attempts)
+        except InvalidInputError:
+            # The config is not valid any more, which `_synced_or_off` says.
+            return None
+        except Exception:
             logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
             return None
 
@@ -360,10 +406,14 @@ class TaskScheduler:
             if needs_schedule and source.config.get("schedule") is None:
                 raise _no_schedule(agent_id)
             now = await store.now()
-            state = synced(source, now).model_copy(update=changes)
-            state = synced(source.model_copy(update={"state": state}), now)
-            stored = await store.put_schedules([state])
+            plan = overdue(source, now, retry_max_attempts=self.retry_max_attempts, **changes)
+            if plan is not None:
+                await self._carry_out(store, [plan])
+                continue
+            after = synced(source, now, **changes)
+            stored = await store.put_schedules([after.state], skips=after.skips)
             if stored:
+                log_skips(stored, after.skips)
                 self._wake()
                 return stored[0]
         raise ConflictError(f"the schedule of agent {agent_id} is changed by others all the time; try again")
@@ -397,18 +447,14 @@ class TaskScheduler:
             self._pause.wake()
 
 
-def _synced_or_off(source: ScheduleSource, now: datetime) -> ScheduleState | None:
+def _synced_or_off(source: ScheduleSource, now: datetime) -> Synced | None:
     try:
         return synced(source, now)
     except InvalidInputError as error:
         logger.error(
             "agent %d is not scheduled: %s", source.agent_id, error, extra={"action": "schedule_invalid"}
         )
-        state = source.state or ScheduleState(
-            agent_id=source.agent_id, agent_version=source.agent_version, anchor_at=now
-        )
-        off = {"agent_version": source.agent_version, "next_fire_at": None, "due_at": None}
-        return state.model_copy(update=off)
+        return switched_off(source, now)
     except Exception:
         logger.exception("agent %d can't be scheduled", source.agent_id, extra={"action": "sync_failed"})
         return None
@@ -421,21 +467,5 @@ def _no_schedule(agent_id: int) -> InvalidInputError:
     )
 
 
-def _log_fire(task: Task) -> None:
-    about: dict[str, object] = {"task_id": task.id, "agent_id": task.agent_id}
-    if task.fire_at is not None:
-        about["fire_at"] = render_instant(task.fire_at)
-    if task.status is not TaskStatus.SKIPPED:
-        logger.info("agent %d fires", task.agent_id, extra={"action": "fired", **about})
-        return
-    count = max(1, task.skipped_count)
-    about |= {"reason": task.skip_reason, "count": count}
-    skipped = "a fire is" if count == 1 else f"{count:,} fires are"
-    # That an agent is still busy is how it was set up; that nobody was there to fire it is not.
-    level = logging.WARNING if task.skip_reason is SkipReason.MISSED else logging.INFO
-    extra = {"action": "fire_skipped", **about}
-    logger.log(level, "agent %d: %s skipped (%s)", task.agent_id, skipped, task.skip_reason, extra=extra)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    await asyncio.wait(tasks)

@@ -15,7 +15,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from harness.config import DEFAULT_MAX_STATE_BYTES, MIB, quote_value
+from harness.config import DEFAULT_MAX_STATE_BYTES, MAX_KEPT, MIB, Days, quote_value
 from harness.errors import InvalidInputError, SettingsError
 from harness.secrets.cipher import parse_keys
 
@@ -116,6 +116,14 @@ class Settings(BaseSettings):
     grace_seconds: Annotated[float, Field(ge=0, le=300)] = 10
     max_output_bytes: Annotated[int, Field(ge=1024, le=256 * MIB)] = MIB
     max_state_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = DEFAULT_MAX_STATE_BYTES
+
+    #: How much of an agent's history is kept where its config does not say; 0: all of it. By default what an hourly agent
+    #: does is kept for a quarter of a year, and one that runs every minute still has a bound.
+    retention_task_days: Days = 90
+    retention_max_tasks: Annotated[int, Field(ge=0, le=MAX_KEPT)] = 10_000
+    retention_log_days: Days = 30
+    retention_artifact_days: Days = 0
+    retention_max_artifacts: Annotated[int, Field(ge=0, le=MAX_KEPT)] = 100
 
     @classmethod
     def load(cls) -> Settings:

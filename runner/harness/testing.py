@@ -168,6 +168,8 @@ class FakeSandbox:
         self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
     ) -> AsyncIterator[FakeSession]:
         """Open a session; see the port."""
+        # A real one asks an engine, and so lets others go first.
+        await asyncio.sleep(0)
         self.specs.append(spec)
         if self.open_error is not None:
             raise self.open_error

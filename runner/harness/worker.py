@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
 from harness.aio import uninterrupted
-from harness.errors import EngineUnavailableError, HarnessError
+from harness.errors import AgentNotFoundError, EngineUnavailableError, HarnessError
 from harness.executor import AgentExecutor
-from harness.models import Claim, Reason, Task
+from harness.models import Claim, LoadedAgent, Reason, Task
 from harness.polling import BACK_OFF_SECONDS, Outage, Pause
 from harness.recovery import sweep
 from harness.run import RunParts, TaskRun
@@ -149,8 +149,13 @@ class Worker:
         claim = Claim(owner=self._executor.owner, lease_seconds=self._parts.settings.lease_seconds)
         claimed_at = self._parts.clock.monotonic()
         tasks = await self._parts.store.claim_tasks(claim, limit=free)
+        if not tasks:
+            return 0
+        # One reading for all of them; each waits for it by itself, so that what fails of it ends no more than a run.
+        agent_ids = {task.agent_id for task in tasks}
+        loading = asyncio.ensure_future(self._parts.store.load_agents(agent_ids))
         for task in tasks:
-            running = asyncio.create_task(self._run(task, claimed_at))
+            running = asyncio.create_task(self._run(task, claimed_at, loading))
             self._runs[running] = None
             running.add_done_callback(self._ended)
         return len(tasks)
@@ -162,11 +167,17 @@ class Worker:
             extra = {"action": "run_failed"}
             logger.error("a run failed unexpectedly", exc_info=running.exception(), extra=extra)
 
-    async def _run(self, task: Task, claimed_at: float) -> None:
+    async def _run(
+        self, task: Task, claimed_at: float, loading: asyncio.Future[Mapping[int, LoadedAgent]]
+    ) -> None:
         about: dict[str, object] = {"task_id": task.id, "agent_id": task.agent_id, "attempt": task.fence}
         try:
-            agent = await self._parts.store.get_agent(task.agent_id)
-            run = self._executor.begin(self._parts, task, agent, claimed_at=claimed_at, can_hand_back=True)
+            loaded = (await asyncio.shield(loading)).get(task.agent_id)
+            if loaded is None:
+                raise AgentNotFoundError(f"agent {task.agent_id} is gone, or its record can't be read")
+            run = self._executor.begin(
+                self._parts, task, loaded.agent, claimed_at=claimed_at, loaded=loaded, can_hand_back=True
+            )
             me = asyncio.current_task()
             assert me is not None
             self._runs[me] = run

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -20,28 +21,31 @@ from docker import APIClient
 from harness.clock import SystemClock
 from harness.models import FirePlan, NewTask, Task
 from harness.run import TaskRun
+from harness.sandbox.docker import DockerSandbox
 from harness.sandbox.session import DockerSession
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.store.sqlite import SqliteStore, schedules
-from harness.wiring import make_sandbox
+from harness.wiring import make_sandbox, make_store
+
+_ENGINE_ID = re.compile("[0-9a-f]{64}")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Fate:
-    """Dies at the second time that its step is reached, so that some of the work has been done before."""
+    """Dies when its step is reached for the `times`-th time."""
 
-    def __init__(self, step: str) -> None:
+    def __init__(self, step: str, times: int) -> None:
         self._step = step
-        self._reached = 0
+        self._left = times
 
     def reached(self, step: str) -> None:
         """Die here, if it is the place."""
         if step == self._step:
-            self._reached += 1
-            if self._reached == 2:
+            self._left -= 1
+            if not self._left:
                 die()
 
 
@@ -79,23 +83,44 @@ def mortal_call(fate: Fate, function: Callable[P, R], before: str, after: str) -
     return wrapper
 
 
-def condemn(store: SqliteStore, fate: Fate) -> None:
-    """Put all steps in place."""
-    set_on: Any = store
-    methods = (
-        ("fire_schedules", "about to fire", "fired", True),
-        ("claim_tasks", "about to claim", "claimed", True),
-        ("retry_task", "about to retry", "retried", False),
-        ("finish_task", "about to save", "saved", False),
-    )
+#: Methods of every store, the steps before and after them, and whether one that did nothing is no step.
+STORE_METHODS = (
+    ("fire_schedules", "about to fire", "fired", True),
+    ("claim_tasks", "about to claim", "claimed", True),
+    ("retry_task", "about to retry", "retried", False),
+    ("finish_task", "about to save", "saved", False),
+    ("expired_tasks", "about to look for the dead", "dead runner found", True),
+    ("expire_task", "about to expire", "expired", True),
+)
+#: Between the writes that one method of the MongoDB store makes; SQLite has one transaction in their place.
+MONGO_METHODS = (
+    ("_accept", "about to advance", "schedule advanced", True),
+    ("_store_task", "about to insert a fire", "fire inserted", True),
+    ("_deliver", "about to deliver", "outbox removed", True),
+    ("_claim", "about to claim one", "one claimed", True),
+    ("_place_artifact", "artifact inside its task", "artifact placed", False),
+    ("_insert_artifact", "about to insert an artifact", "artifact inserted", True),
+)
+
+
+def condemn(store: Any, methods: Sequence[tuple[str, str, str, bool]], fate: Fate) -> None:
+    """Put steps around methods."""
     for name, before, after, only_if_any in methods:
         method = getattr(store, name)
-        setattr(set_on, name, mortal(fate, method, before, after, only_if_any=only_if_any))
+        setattr(store, name, mortal(fate, method, before, after, only_if_any=only_if_any))
+
+
+def condemn_sqlite(fate: Fate) -> None:
+    """Put steps inside of the transaction that fires schedules."""
     accept: Callable[[sqlite3.Connection, FirePlan], bool] = schedules._accept
     insert: Callable[[sqlite3.Connection, Sequence[NewTask], datetime], list[Task]] = schedules._store_fires
     module: Any = schedules
     module._accept = mortal_call(fate, accept, "about to advance", "schedule advanced")
     module._store_fires = mortal_call(fate, insert, "about to insert fires", "fires inserted")
+
+
+def condemn_engine(fate: Fate) -> None:
+    """Put steps around what is asked of the engine, and around runs."""
     client: Any = APIClient
     client.create_container = mortal_call(fate, APIClient.create_container, "about to create", "created")
     client.start = mortal_call(fate, APIClient.start, "about to start", "started")
@@ -106,17 +131,40 @@ def condemn(store: SqliteStore, fate: Fate) -> None:
     run.run = mortal(fate, TaskRun.run, "run begins", "released")
 
 
-async def main(step: str) -> None:
-    """Serve until the step is reached."""
-    settings, clock = Settings.load(), SystemClock()
-    store = SqliteStore(settings.data_dir / "harness.db", clock=clock)
-    condemn(store, Fate(step))
+def condemn_sweeps(sandbox: DockerSandbox, fate: Fate) -> None:
+    """Put steps around the removal of containers that another process left."""
+    remove = sandbox.remove_container
+
+    async def remove_container(container_id: str) -> None:
+        # Those of own runs are removed by the names that they were given.
+        is_orphan = _ENGINE_ID.fullmatch(container_id) is not None
+        if is_orphan:
+            fate.reached("about to remove an orphan")
+        await remove(container_id)
+        if is_orphan:
+            fate.reached("orphan removed")
+
+    set_on: Any = sandbox
+    set_on.remove_container = remove_container
+
+
+async def main(step: str, times: int) -> None:
+    """Serve until the step is reached so many times."""
+    settings, clock, fate = Settings.load(), SystemClock(), Fate(step, times)
+    store = make_store(settings, clock)
+    condemn(store, STORE_METHODS, fate)
+    if isinstance(store, SqliteStore):
+        condemn_sqlite(fate)
+    else:
+        condemn(store, MONGO_METHODS, fate)
+    condemn_engine(fate)
     await store.open()
     sandbox = make_sandbox(settings, clock)
+    condemn_sweeps(sandbox, fate)
     scheduler = TaskScheduler(store=store, sandbox=sandbox, clock=clock, settings=settings)
     await scheduler.start()
     await asyncio.sleep(60)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

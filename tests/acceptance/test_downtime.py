@@ -192,6 +192,9 @@ async def test_a_clock_that_steps_an_hour_back_and_forth_fires_nothing_twice(els
     facts = await elsewhen.until_quiet()
     assert await elsewhen.server.end() == 0, elsewhen.server.log()
     assert elsewhen.server.starts == 1
+    steps = [event["seconds"] for event in elsewhen.logged("clock_stepped")]
+    # Four seconds are not worth a word.
+    assert steps == pytest.approx([-3600, 3600, 3604, 90], abs=0.5)
     # Not what it judges by comparing times that were taken before and after a step.
     untimed = ("says overlap", "overlap", "no container ran")
     found = [str(violation) for violation in check(facts)]

@@ -6,10 +6,14 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
+from tests.mongo import MongoServer
 from tests.sandboxes import used_store_ids
 from tests.torture.checker import check
 from tests.torture.fleet import CODE, Member
@@ -18,11 +22,12 @@ from tests.torture.run import collect, is_quiet
 
 from harness.clock import SystemClock
 from harness.models import AgentDraft, render_instant
+from harness.ports import Store
 from harness.sandbox.docker import DockerSandbox
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
-from harness.store.sqlite import SqliteStore
 from harness.testing import FakeSandbox
+from harness.wiring import make_store
 
 KILLED_SERVICE = Path(__file__).with_name("killed_service.py")
 
@@ -32,10 +37,52 @@ STEPS = (
     "about to send the job", "agent ended", "about to remove", "removed", "about to save", "saved",
     "about to retry", "retried", "released",
 )  # fmt: skip
-#: At a time, each with a server of its own.
+#: Of a server that finds a run whose server died: it takes the container away first, and then ends the attempt.
+SWEEP_STEPS = ("about to remove an orphan", "orphan removed", "dead runner found", "expired")
+#: On MongoDB, where one step is several writes: the schedule with its outbox, each fire, the outbox's removal; each claim;
+#: a task's end with its artifact inside, and that in its own place. All else is the same code, or one write.
+MONGO_STEPS = (
+    "schedule advanced", "fire inserted", "outbox removed", "one claimed",
+    "artifact inside its task", "artifact inserted",
+)  # fmt: skip
+#: Of `STEPS` at a time, each with a server of its own.
 ABREAST = 4
 #: How long the schedules last, from the time their agents are stored.
 FIRING_SECONDS = 8
+#: Short, so that what a dead server leaves is found soon.
+LEASE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a store is, and on which engine, with which image, its servers run tasks."""
+
+    settings: Settings
+    sandbox: DockerSandbox
+    image: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its servers."""
+        uri = self.settings.mongodb_uri
+        return {
+            "HARNESS_DATA_DIR": str(self.settings.data_dir),
+            "HARNESS_MONGODB_URI": "" if uri is None else uri.get_secret_value(),
+            "HARNESS_MONGODB_DATABASE": self.settings.mongodb_database,
+            "HARNESS_LEASE_SECONDS": str(LEASE_SECONDS),
+            "HARNESS_SANDBOX_IMAGE": self.image,
+            "DOCKER_HOST": self.sandbox.engine.address.url,
+        }
+
+
+@pytest.fixture(scope="module")
+def mongo_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = MongoServer(tmp_path_factory.mktemp("mongo"))
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.stop()
 
 
 @pytest.mark.timeout(120)
@@ -45,53 +92,62 @@ async def test_promises_hold_over_a_kill(
 ) -> None:
     async with asyncio.TaskGroup() as group:
         for number, step in enumerate(STEPS[first : first + ABREAST]):
-            group.create_task(_kill_and_restart(step, sandbox, sandbox_image, tmp_path / str(number)))
+            settings = Settings(data_dir=tmp_path / str(number), mongodb_uri=None)
+            group.create_task(_kill_and_restart([(step, 2)], Place(settings, sandbox, sandbox_image)))
 
 
-async def _kill_and_restart(step: str, sandbox: DockerSandbox, image: str, folder: Path) -> None:
-    store = SqliteStore(folder / "harness.db", clock=SystemClock())
+@pytest.mark.timeout(120)
+async def test_promises_hold_over_a_kill_in_the_middle_of_a_sweep(
+    sandbox: DockerSandbox, sandbox_image: str, tmp_path: Path
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number, step in enumerate(SWEEP_STEPS):
+            settings = Settings(data_dir=tmp_path / str(number), mongodb_uri=None)
+            place = Place(settings, sandbox, sandbox_image)
+            group.create_task(_kill_and_restart([("started", 2), (step, 1)], place))
+
+
+@pytest.mark.timeout(120)
+async def test_promises_hold_over_a_kill_between_two_documents(
+    sandbox: DockerSandbox, sandbox_image: str, tmp_path: Path, mongo_uri: str
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number, step in enumerate(MONGO_STEPS):
+            settings = Settings(
+                data_dir=tmp_path / str(number),
+                mongodb_uri=SecretStr(mongo_uri),
+                mongodb_database=f"killed_{number}",
+            )
+            group.create_task(_kill_and_restart([(step, 2)], Place(settings, sandbox, sandbox_image)))
+
+
+async def _kill_and_restart(deaths: Sequence[tuple[str, int]], place: Place) -> None:
+    place.settings.data_dir.mkdir(exist_ok=True)
+    store = make_store(place.settings, SystemClock())
     await store.open()
     try:
-        await _judge_a_kill(step, sandbox, image, folder, store)
+        await _judge_kills(deaths, place, store)
     finally:
         await store.close()
 
 
-async def _judge_a_kill(
-    step: str, sandbox: DockerSandbox, image: str, folder: Path, store: SqliteStore
-) -> None:
-    settings = Settings(data_dir=folder, mongodb_uri=None)
+async def _judge_kills(deaths: Sequence[tuple[str, int]], place: Place, store: Store) -> None:
+    """Have one server after the other die at a step, by so many times that it was reached, and see what the next makes
+    of that."""
+    sandbox = place.sandbox
     used_store_ids.add(store.store_id)
     recorder = Recorder(sandbox.engine.address.url, store.store_id)
     await asyncio.to_thread(recorder.start)
-    scheduler = TaskScheduler(store=store, sandbox=FakeSandbox(), settings=settings)
-    end_at = datetime.now(UTC) + timedelta(seconds=FIRING_SECONDS)
-    for number, fails in enumerate((0, 100)):
-        schedule = {"type": "interval", "interval_seconds": 2, "end_at": render_instant(end_at)}
-        schedule["overlap"] = ("queue_one", "skip")[number]
-        config = {"schedule": schedule, "retry": {"delay_seconds": 0.2, "max_attempts": 2}}
-        code = CODE.format(seconds=0.1, fails=fails)
-        agent = await store.create_agent(AgentDraft(name=f"a{number}", code=code, config=config))
-        await scheduler.sync_agent_schedule(agent.id)
-    environment = {
-        "HARNESS_DATA_DIR": str(folder),
-        "HARNESS_MONGODB_URI": "",
-        "HARNESS_LEASE_SECONDS": "2",
-        "HARNESS_SANDBOX_IMAGE": image,
-        "DOCKER_HOST": sandbox.engine.address.url,
-    }
-    member = Member("serve", ["serve", "--port", "0", "--log-format", "json"], environment, folder)
+    await _add_agents(store, place.settings)
+    member = Member(
+        "serve",
+        ["serve", "--port", "0", "--log-format", "json"],
+        place.environment,
+        place.settings.data_dir,
+    )
     try:
-        victim = await asyncio.create_subprocess_exec(
-            sys.executable, KILLED_SERVICE, step, env={**os.environ, **environment}
-        )
-        try:
-            async with asyncio.timeout(30):
-                assert await victim.wait() == -signal.SIGKILL, f"{step!r} was not reached"
-        finally:
-            if victim.returncode is None:
-                victim.kill()
-                await victim.wait()
+        for step, times in deaths:
+            await _die(step, times, place)
         async with asyncio.timeout(40):
             while not await is_quiet(store, sandbox):
                 member.tend()
@@ -101,5 +157,32 @@ async def _judge_a_kill(
         await asyncio.to_thread(recorder.stop)
     facts = await collect(store, sandbox, recorder.sights)
 
-    assert (exit_code, member.codes) == (0, []), member.log()
-    assert [str(violation) for violation in check(facts)] == [], step
+    # On a slow machine the schedules may have ended, and nothing be left to do, by the time the last victim died.
+    assert (exit_code, member.codes) == (0 if member.starts else None, []), member.log()
+    assert [str(violation) for violation in check(facts)] == [], deaths
+
+
+async def _add_agents(store: Store, settings: Settings) -> None:
+    scheduler = TaskScheduler(store=store, sandbox=FakeSandbox(), settings=settings)
+    end_at = datetime.now(UTC) + timedelta(seconds=FIRING_SECONDS)
+    for number, fails in enumerate((0, 100)):
+        schedule = {"type": "interval", "interval_seconds": 2, "end_at": render_instant(end_at)}
+        schedule["overlap"] = ("queue_one", "skip")[number]
+        config = {"schedule": schedule, "retry": {"delay_seconds": 0.2, "max_attempts": 2}}
+        code = CODE.format(seconds=0.1, fails=fails)
+        agent = await store.create_agent(AgentDraft(name=f"a{number}", code=code, config=config))
+        await scheduler.sync_agent_schedule(agent.id)
+
+
+async def _die(step: str, times: int, place: Place) -> None:
+    """Run a server until it dies."""
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, KILLED_SERVICE, step, str(times), env={**os.environ, **place.environment}
+    )
+    try:
+        async with asyncio.timeout(30):
+            assert await victim.wait() == -signal.SIGKILL, f"{step!r} was not reached"
+    finally:
+        if victim.returncode is None:
+            victim.kill()
+            await victim.wait()

@@ -1,14 +1,17 @@
-"""Two hundred agents fall due in the same second, before two servers and two runners on one store."""
+"""Many agents fall due in the same second, before two servers and two runners on one store."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
+from tests.mongo import MongoServer
 from tests.sandboxes import used_store_ids
 from tests.torture.facts import ContainerSeen
 from tests.torture.fleet import make_members
@@ -23,26 +26,46 @@ from harness.settings import Settings
 from harness.testing import FakeSandbox
 from harness.wiring import make_store
 
-AGENTS = 200
-#: For the agents to be stored and the processes to be up.
-LEAD_SECONDS = 15.0
+#: Agents, and how long it takes for them to be stored and for the processes to be up, in seconds.
+CASES = {"sqlite": (200, 15.0), "mongo": (60, 10.0)}
+
+
+@pytest.fixture
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Connection string of the store, empty for SQLite."""
+    if request.param == "sqlite":
+        yield ""
+        return
+    server = MongoServer(tmp_path / "mongo")
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.stop()
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("uri", "agents", "lead_seconds"),
+    [(store, *numbers) for store, numbers in CASES.items()],
+    ids=CASES,
+    indirect=["uri"],
+)
 async def test_each_of_many_fires_in_one_second_becomes_one_run(
-    sandbox: DockerSandbox, sandbox_image: str, tmp_path: Path
+    sandbox: DockerSandbox, sandbox_image: str, tmp_path: Path, uri: str, agents: int, lead_seconds: float
 ) -> None:
-    store = make_store(Settings(data_dir=tmp_path, mongodb_uri=None), SystemClock())
+    settings = Settings(data_dir=tmp_path, mongodb_uri=SecretStr(uri) if uri else None)
+    store = make_store(settings, SystemClock())
     await store.open()
     used_store_ids.add(store.store_id)
-    fire_at = (datetime.now(UTC) + timedelta(seconds=LEAD_SECONDS)).replace(microsecond=0)
+    fire_at = (datetime.now(UTC) + timedelta(seconds=lead_seconds)).replace(microsecond=0)
     schedule = {"type": "interval", "interval_minutes": 60}
     schedule |= {"start_at": render_instant(fire_at), "end_at": render_instant(fire_at)}
-    scheduler = TaskScheduler(store=store, sandbox=FakeSandbox(), settings=Settings(data_dir=tmp_path))
+    scheduler = TaskScheduler(store=store, sandbox=FakeSandbox(), settings=settings)
     environment = {
         "HARNESS_DATA_DIR": str(tmp_path),
         "HARNESS_SANDBOX_IMAGE": sandbox_image,
-        "HARNESS_MONGODB_URI": "",
+        "HARNESS_MONGODB_URI": uri,
     }
     members = make_members(environment, tmp_path)
     recorder = Recorder(sandbox.engine.address.url, store.store_id)
@@ -50,7 +73,7 @@ async def test_each_of_many_fires_in_one_second_becomes_one_run(
     try:
         for member in members:
             member.tend()
-        for number in range(AGENTS):
+        for number in range(agents):
             code = "import handoff\nhandoff.save({'ran': True})"
             agent = await store.create_agent(
                 AgentDraft(name=f"a{number}", code=code, config={"schedule": schedule})
@@ -66,12 +89,12 @@ async def test_each_of_many_fires_in_one_second_becomes_one_run(
         for member in members:
             await member.end(signal.SIGKILL)
         await asyncio.to_thread(recorder.stop)
-    tasks = (await store.list_tasks(limit=10 * AGENTS)).items
+    tasks = (await store.list_tasks(limit=10 * agents)).items
     await store.close()
 
     assert codes == [0, 0, 0, 0]
-    assert len(tasks) == AGENTS
-    assert {task.agent_id for task in tasks} == set(range(1, AGENTS + 1))
+    assert len(tasks) == agents
+    assert {task.agent_id for task in tasks} == set(range(1, agents + 1))
     assert {task.status for task in tasks} == {TaskStatus.COMPLETED}
     assert {task.fire_at for task in tasks} == {fire_at}
     starts = Counter(

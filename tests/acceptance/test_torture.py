@@ -9,7 +9,7 @@ import pytest
 from tests.torture.run import Torture, torture
 
 #: Its plan has every kind of fault in it. The long form, `./justw torture`, takes a new seed each time.
-SEED = 254
+SEED = 667
 SECONDS = 45.0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from tests.benchmarks import scheduling
+from tests.benchmarks import scheduling, store
 
 from harness.executor import AgentExecutor
 from harness.models import AgentDraft
@@ -134,8 +134,11 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=30, help="how often each thing is measured (default: 30)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--scheduling", action="store_true", help="compare schedulers instead; takes minutes")
+    parser.add_argument("--store", action="store_true", help="measure the embedded store instead")
     arguments = parser.parse_args()
     if arguments.scheduling:
         scheduling.compare()
+    elif arguments.store:
+        asyncio.run(store.main())
     else:
         asyncio.run(main(arguments.runs, arguments.json))

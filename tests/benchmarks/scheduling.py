@@ -2,7 +2,11 @@
 
 Each contender runs in a process of its own, in turns, on an SQLite file as both are meant to be durable. Runs are faked
 in both, so that what is measured is scheduling: from the instant a fire is due to the moment its task is durably
-claimed (ours), or its job's next run time durably stored (APScheduler), and handed to the runner.
+claimed (ours), or its job's next run time durably stored (APScheduler), and handed to the runner. Ours does more from
+there on before an agent begins, such as keeping a lease; when its job reaches the sandbox is told beside it.
+
+Loading uses each as its users would. Ours is asynchronous, so `AT_ONCE` agents are stored at a time, each by a call of
+its own that returns when it is durable. APScheduler 3's `add_job` is synchronous: one call after the other.
 """
 
 from __future__ import annotations
@@ -17,8 +21,11 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 SCHEDULES = 10_000
+#: Calls of ours under way at a time while loading.
+AT_ONCE = 100
 DUE_AT_ONCE = 1_000
 #: Time between the end of loading and the second in which the fires fall due.
 LEAD_SECONDS = 5.0
@@ -85,46 +92,66 @@ def run_ours(folder: Path) -> None:
     from harness.executor import AgentExecutor
     from harness.models import AgentDraft
     from harness.ports import SandboxJob
+    from harness.run import TaskRun
     from harness.scheduler import TaskScheduler
     from harness.settings import Settings
     from harness.store.sqlite import SqliteStore
     from harness.testing import FakeRun, FakeSandbox
 
+    handed_over_at: list[float] = []
+    sandboxed_at: list[float] = []
+
+    class Runner(AgentExecutor):
+        def begin(self, *arguments: Any, **more: Any) -> TaskRun:
+            handed_over_at.append(time.time())
+            return super().begin(*arguments, **more)
+
     async def main() -> None:
-        all_handed_over = asyncio.Event()
+        all_ran = asyncio.Event()
 
         def behave(_job: SandboxJob) -> FakeRun:
-            _HANDED_OVER_AT.append(time.time())
-            if len(_HANDED_OVER_AT) == DUE_AT_ONCE:
-                all_handed_over.set()
+            sandboxed_at.append(time.time())
+            if len(sandboxed_at) == DUE_AT_ONCE:
+                all_ran.set()
             return FakeRun()
 
         store = SqliteStore(folder / "harness.db")
         await store.open()
-        executor = AgentExecutor(store=store, sandbox=FakeSandbox(behave), settings=Settings(data_dir=folder))
+        executor = Runner(store=store, sandbox=FakeSandbox(behave), settings=Settings(data_dir=folder))
         scheduler = TaskScheduler(max_concurrent=DUE_AT_ONCE, executor=executor)
+
+        async def load(name: str, count: int, schedule: dict[str, object]) -> None:
+            numbers = iter(range(count))
+
+            async def store_some() -> None:
+                for number in numbers:
+                    draft = AgentDraft(name=f"{name}-{number}", code="pass", config={"schedule": schedule})
+                    await store.create_agent(draft)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(store_some())
+
         began = time.perf_counter()
-        later = {"schedule": {"type": "interval", "interval_minutes": 600}}
-        for number in range(SCHEDULES - DUE_AT_ONCE):
-            await store.create_agent(AgentDraft(name=f"later-{number}", code="pass", config=later))
+        await load("later", SCHEDULES - DUE_AT_ONCE, {"type": "interval", "interval_minutes": 600})
         due = due_second(time.perf_counter() - began)
-        soon = {"schedule": {"type": "interval", "interval_minutes": 600, "start_at": due.isoformat()}}
-        for number in range(DUE_AT_ONCE):
-            await store.create_agent(AgentDraft(name=f"due-{number}", code="pass", config=soon))
+        soon = {"type": "interval", "interval_minutes": 600, "start_at": due.isoformat()}
+        await load("due", DUE_AT_ONCE, soon)
         created_seconds = time.perf_counter() - began
         began = time.perf_counter()
         await scheduler.start()
         start_seconds = time.perf_counter() - began
-        await asyncio.wait_for(all_handed_over.wait(), 120)
-        lateness = [at - due.timestamp() for at in _HANDED_OVER_AT]
-        report(created_seconds + start_seconds, lateness, start_seconds=round(start_seconds, 2))
+        await asyncio.wait_for(all_ran.wait(), 120)
+        report(
+            created_seconds + start_seconds,
+            [at - due.timestamp() for at in handed_over_at],
+            start_seconds=round(start_seconds, 2),
+            sandbox_p99_ms=round((percentile(sandboxed_at, 0.99) - due.timestamp()) * 1000, 1),
+        )
         await scheduler.stop()
         await store.close()
 
     asyncio.run(main())
-
-
-_HANDED_OVER_AT: list[float] = []
 
 
 def due_second(spent_seconds: float) -> datetime:
@@ -150,6 +177,7 @@ def compare() -> None:
         ratio = theirs[name] / ours[name]
         print(f"{name:>14}: APScheduler {theirs[name]:10.1f}   ours {ours[name]:10.1f}   {ratio:6.1f} times")
     print(f"of our load, {ours['start_seconds']} s are the scheduler's start; the rest is storing the agents")
+    print(f"ours in the sandbox: p99 {ours['sandbox_p99_ms']} ms after it was due")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ class Place(Protocol):
     async def spoil_task(self, task_id: int) -> None:
         """Give a task a status that no release knows."""
 
+    async def spoil_agent(self, agent_id: int) -> None:
+        """Make an agent's config something else than JSON."""
+
     async def content(self) -> object:
         """Return something that changes whenever the data does."""
 
@@ -82,6 +85,9 @@ class _Place:
         raise NotImplementedError
 
     async def spoil_task(self, task_id: int) -> None:
+        raise NotImplementedError
+
+    async def spoil_agent(self, agent_id: int) -> None:
         raise NotImplementedError
 
     async def content(self) -> object:
@@ -113,6 +119,9 @@ class SqlitePlace(_Place):
 
     async def spoil_task(self, task_id: int) -> None:
         self.execute("UPDATE tasks SET status = 'dreaming' WHERE id = ?", task_id)
+
+    async def spoil_agent(self, agent_id: int) -> None:
+        self.execute("UPDATE agents SET config = 'dreams' WHERE id = ?", agent_id)
 
     def execute(self, sql: str, *values: object) -> list[Any]:
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
@@ -146,6 +155,9 @@ class MongoPlace(_Place):
 
     async def spoil_task(self, task_id: int) -> None:
         await self.raw()["tasks"].update_one({"_id": task_id}, {"$set": {"status": "dreaming"}})
+
+    async def spoil_agent(self, agent_id: int) -> None:
+        await self.raw()["agents"].update_one({"_id": agent_id}, {"$set": {"config": "dreams"}})
 
     async def content(self) -> object:
         raw = self.raw()

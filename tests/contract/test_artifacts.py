@@ -5,7 +5,7 @@ from tests.contract.places import Place, completed, draft, running_task, state
 from tests.contract.test_tasks import ODD_JSON
 
 from harness.errors import InvalidInputError, StateRejectedError
-from harness.models import Agent, HandoffArtifact, NewArtifact
+from harness.models import Agent, HandoffArtifact, LoadedAgent, NewArtifact
 from harness.ports import Store
 
 
@@ -165,3 +165,56 @@ async def test_what_a_caller_does_to_its_dict_later_does_not_reach_the_store(
     newest = await store.newest_artifact(agent.id)
     assert newest is not None
     assert newest.state == {"list": [1]}
+
+
+async def test_agents_are_loaded_each_with_its_newest_artifact(store: Store, agent: Agent) -> None:
+    second = await store.create_agent(draft("second", config={"limits": {"cpus": 2}}))
+    cleared = await store.create_agent(draft("cleared"))
+    new = await store.create_agent(draft("new"))
+    other = await store.create_agent(draft("other"))
+    for number in range(3):
+        await store.save_artifact(agent.id, state(n=number))
+    for each in (second, cleared, other):
+        await store.save_artifact(each.id, state(of=each.name))
+    await store.clear_artifact(cleared.id)
+
+    loaded = await store.load_agents([second.id, agent.id, cleared.id, new.id, agent.id, 99, 2**70])
+
+    assert loaded == {
+        agent.id: LoadedAgent(agent, await store.newest_artifact(agent.id)),
+        second.id: LoadedAgent(second, await store.newest_artifact(second.id)),
+        cleared.id: LoadedAgent(cleared, None),
+        new.id: LoadedAgent(new, None),
+    }
+    artifact = loaded[agent.id].artifact
+    assert artifact is not None
+    assert artifact.state == {"n": 2}
+    assert await store.load_agents([]) == {}
+
+
+async def test_an_agent_is_loaded_with_the_artifact_of_a_task_that_just_ended(
+    store: Store, agent: Agent
+) -> None:
+    tasks = [await running_task(store, agent.id) for _ in range(2)]
+    for number, task in enumerate(tasks):
+        await store.finish_task(task.id, 1, completed(), artifact=state(n=number))
+
+    artifact = (await store.load_agents([agent.id]))[agent.id].artifact
+
+    assert artifact is not None
+    assert (artifact.version, artifact.task_id, artifact.state) == (2, tasks[1].id, {"n": 1})
+
+
+async def test_an_agent_that_cannot_be_read_keeps_no_other_from_being_loaded(
+    shared_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = shared_place.make()
+    await store.open()
+    spoiled, sound = [await store.create_agent(draft(name)) for name in ("spoiled", "sound")]
+    await shared_place.spoil_agent(spoiled.id)
+
+    loaded = await store.load_agents([spoiled.id, sound.id])
+
+    assert loaded == {sound.id: LoadedAgent(sound, None)}
+    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert "the stored agent 1 is not readable" in record.getMessage()

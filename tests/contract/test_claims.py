@@ -169,8 +169,8 @@ async def test_of_tasks_that_wait_the_more_urgent_gets_the_slot(
 
 async def test_a_task_that_waits_for_fewer_others_does_not_wait_for_more(store: Store, agent: Agent) -> None:
     await running_task(store, agent.id, max_active=1)
-    narrow = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.WAIT))
     second = await running_task(store, agent.id, max_active=2)
+    narrow = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.WAIT))
     wide = await store.create_task(new_task(agent.id, max_active=2, when_busy=WhenBusy.WAIT))
     await store.finish_task(second.id, 1, completed())
 

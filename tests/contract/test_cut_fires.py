@@ -187,6 +187,49 @@ async def test_a_schedule_that_is_paused_after_a_cut_fire_still_has_its_task(sha
     assert (await other.get_schedule(before.agent_id)).state == paused
 
 
+async def test_a_cut_pause_is_done_with_its_skips_or_not_done(shared_place: Place) -> None:
+    dying, other = await two_stores(shared_place)
+    for writes in range(MANY):
+        before = await scheduled_agent(other, f"agent {writes}")
+        paused = before.model_copy(update={"paused": True, "next_fire_at": None, "due_at": None})
+        new = fire(before, skip_reason=SkipReason.DISABLED, skipped_count=2)
+
+        async def pause(paused: ScheduleState = paused, new: NewTask = new) -> None:
+            await dying.put_schedules([paused], skips=[new])
+
+        was_cut = await is_cut(dying, writes, pause)
+        await shared_place.clock.advance(OUTBOX_GRACE_SECONDS + 0.1)
+        await other.unsynced_schedules()
+
+        tasks = await tasks_of(other, before.agent_id)
+        after = (await other.get_schedule(before.agent_id)).state
+        if writes == 0:
+            assert (tasks, after) == ([], before)
+            continue
+        assert [(task.status, task.skipped_count) for task in tasks] == [(SKIPPED, 2)]
+        assert after == paused.model_copy(update={"revision": 2})
+        assert not await has_outbox(dying, before.agent_id)
+        if not was_cut:
+            break
+    else:
+        pytest.fail("put_schedules takes more writes than expected")
+    assert writes == 5
+
+
+async def test_a_pause_after_a_cut_fire_carries_that_out_first(shared_place: Place) -> None:
+    dying, other = await two_stores(shared_place)
+    before = await scheduled_agent(other)
+    assert await cut(dying, plan(before))(1)
+    accepted = (await other.get_schedule(before.agent_id)).state
+    assert accepted is not None
+    paused = accepted.model_copy(update={"paused": True, "next_fire_at": None, "due_at": None})
+
+    # At once: nobody else has looked after the plan yet.
+    await other.put_schedules([paused], skips=[fire(accepted, skip_reason=SkipReason.DISABLED)])
+
+    assert [task.status for task in await tasks_of(other, before.agent_id)] == [PENDING, SKIPPED]
+
+
 async def test_an_agent_can_be_deleted_after_a_cut_fire(shared_place: Place) -> None:
     dying, other = await two_stores(shared_place)
     for writes in range(1, 4):

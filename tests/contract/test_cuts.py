@@ -10,6 +10,7 @@ import pytest
 from tests.contract.places import (
     MONGOMOCK,
     WIRE,
+    MongoPlace,
     Place,
     chunk,
     claim,
@@ -109,7 +110,7 @@ async def test_a_cut_finish_is_done_or_not_done(shared_place: Place) -> None:
     assert saved == 3
 
 
-@pytest.mark.parametrize("next_call", ["save", "clear", "history", "finish"])
+@pytest.mark.parametrize("next_call", ["save", "clear", "history", "load", "finish"])
 async def test_what_follows_a_cut_finish_comes_after_its_artifact(
     shared_place: Place, next_call: str
 ) -> None:
@@ -130,6 +131,10 @@ async def test_what_follows_a_cut_finish_comes_after_its_artifact(
         elif next_call == "clear":
             await other.clear_artifact(agent.id)
             added = [None]
+        elif next_call == "load":
+            loaded = (await other.load_agents([agent.id]))[agent.id].artifact
+            assert loaded is not None
+            assert loaded.task_id == task.id
         elif next_call == "finish":
             await other.finish_task(following.id, 1, completed(), artifact=state(n=2))
             added = [following.id]
@@ -308,3 +313,88 @@ async def test_other_writes_are_one_write(shared_place: Place, call: str) -> Non
     # The number of a new agent is the one write that may come without the other.
     assert not await is_cut(dying, 2 if call == "agent" else 1, calls[call])
     assert await shared_place.content() != before
+
+
+async def test_an_artifact_that_cannot_be_placed_keeps_no_other_agent_from_being_loaded(
+    shared_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    dying, other = await two_stores(shared_place)
+    stuck, sound = [await other.create_agent(draft(name)) for name in ("stuck", "sound")]
+    await other.save_artifact(stuck.id, state(n=0))
+    task = await running_task(other, stuck.id)
+
+    async def finish() -> None:
+        await dying.finish_task(task.id, 1, completed(), artifact=state(n=1))
+
+    assert await is_cut(dying, 1, finish)
+    assert isinstance(shared_place, MongoPlace)
+    await shared_place.raw()["artifacts"].update_many({"agent_id": stuck.id}, {"$set": {"state": "dreams"}})
+
+    assert list(await other.load_agents([stuck.id, sound.id])) == [sound.id]
+    assert "agent_unreadable" in {record.__dict__.get("action") for record in caplog.records}
+
+
+class StutteringDatabase:
+    """Has every write done twice, as a driver does that got no answer to the first, from a server that keeps no record
+    of it."""
+
+    def __init__(self, database: Any) -> None:
+        self.database = database
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.database, name)
+        if name not in ("insert", "update_one"):
+            return call
+
+        async def twice(*args: Any, **kwargs: Any) -> Any:
+            await call(*args, **kwargs)
+            return await call(*args, **kwargs)
+
+        return twice
+
+
+REPEATED: dict[str, Callable[[Store, Agent, Task, Task], Awaitable[object]]] = {
+    "create": lambda store, agent, _running, _failed: store.create_task(new_task(agent.id)),
+    "create and claim": lambda store, agent, _running, _failed: store.create_task(
+        NewTask(agent_id=agent.id, max_active=3), claim=claim()
+    ),
+    "create a fire": lambda store, agent, running, _failed: store.create_task(
+        new_task(agent.id, fire_at=running.created_at)
+    ),
+    "finish": lambda store, _agent, running, _failed: store.finish_task(
+        running.id, 1, completed(), artifact=state(n=1)
+    ),
+    "retry": lambda store, _agent, running, _failed: store.retry_task(
+        running.id, 1, completed(), due_at=running.created_at
+    ),
+    "hand back": lambda store, _agent, running, _failed: store.hand_back_task(running.id, 1, "shut down"),
+    "reopen": lambda store, _agent, running, failed: store.reopen_task(
+        failed.id, due_at=running.created_at, max_retries=1
+    ),
+    "cancel": lambda store, _agent, running, _failed: store.cancel_task(running.id),
+    "agent": lambda store, _agent, _running, _failed: store.create_agent(draft("another")),
+}
+
+
+@pytest.mark.parametrize("call", REPEATED.values(), ids=REPEATED.keys())
+async def test_a_write_that_the_driver_repeats_has_the_result_of_one(
+    shared_place: Place, call: Callable[[Store, Agent, Task, Task], Awaitable[object]]
+) -> None:
+    store, other = await two_stores(shared_place)
+    agent = await other.create_agent(draft())
+    failed = await failed_task(other, agent.id)
+    running = await running_task(other, agent.id)
+    count = (await other.list_tasks()).total_count
+    alive = store._database
+    store._database = StutteringDatabase(alive)  # type: ignore[assignment]
+
+    made = await call(store, agent, running, failed)
+
+    store._database = alive
+    if isinstance(made, Task):
+        assert made == await other.get_task(made.id)
+        assert made.retry_count <= 1
+        is_new = made.id not in (failed.id, running.id)
+        assert (await other.list_tasks()).total_count == count + is_new
+    else:
+        assert made == await other.find_agent("another")

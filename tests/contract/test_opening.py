@@ -12,6 +12,7 @@ from tests.contract.processes import start_process
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
+from harness.retention import Expiry
 from harness.secrets.cipher import SecretCipher
 
 CIPHERTEXT = SecretCipher([bytes(32)], store_id="store").encrypt("key", "a value that nobody knows")
@@ -33,6 +34,7 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "expired_tasks": store.expired_tasks(),
         "claim_tasks": store.claim_tasks(claim(), limit=1),
         "next_due_at": store.next_due_at(),
+        "next_schedules": store.next_schedules(),
         "extend_lease": store.extend_lease(1, 1, 30),
         "record_reason": store.record_reason(1, 1, Reason.TIMEOUT),
         "finish_task": store.finish_task(1, 1, completed(), artifact=state()),
@@ -53,6 +55,7 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "read_logs": store.read_logs(1),
         "save_artifact": store.save_artifact(1, state()),
         "newest_artifact": store.newest_artifact(1),
+        "load_agents": store.load_agents([1]),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
         "put_secret": store.put_secret("key", CIPHERTEXT),
@@ -60,6 +63,9 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "get_secrets": store.get_secrets(["key"]),
         "list_secrets": store.list_secrets(),
         "delete_secret": store.delete_secret("key"),
+        "agent_ids": store.agent_ids(),
+        "purge": store.purge(1, Expiry(task.created_at), limit=1),
+        "purgeable": store.purgeable(1, Expiry(task.created_at)),
     }
 
 

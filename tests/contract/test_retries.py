@@ -13,10 +13,11 @@ from tests.contract.places import (
     failed_task,
     new_task,
     running_task,
+    state,
     statuses,
 )
 
-from harness.errors import AgentBusyError, ConflictError
+from harness.errors import AgentBusyError, ConflictError, LeaseLostError
 from harness.models import Agent, NewTask, Outcome, Reason, SkipReason, Task, TaskStatus, Usage, WhenBusy
 from harness.ports import Store
 
@@ -87,7 +88,7 @@ async def test_a_task_whose_lease_ran_out_can_be_tried_again(
     assert again is not None
     assert again == await store.get_task(task.id)
     assert (again.status, again.due_at, again.retry_count) == (PENDING, now + timedelta(seconds=4), 1)
-    assert (again.fence, again.lease_owner, again.reason) == (2, None, Reason.LOST)
+    assert (again.fence, again.lease_owner, again.reason) == (1, None, Reason.LOST)
     assert again.attempt is not None
     assert (again.attempt.reason, again.attempt.ended_at) == (Reason.LOST, now)
     with pytest.raises(AgentBusyError):
@@ -147,6 +148,98 @@ async def test_a_task_that_is_to_be_cancelled_is_not_tried_again(
     assert await store.cancel_requests("runner-1") == []
     assert await store.claim_tasks(claim(), limit=1) == []
     await store.create_task(NewTask(agent_id=agent.id))
+
+
+async def _repeat_retry(store: Store, task: Task) -> Task:
+    # Due later by the time of the second try, as a runner computes it anew.
+    return await store.retry_task(task.id, 1, TIMEOUT, due_at=await store.now() + timedelta(seconds=9))
+
+
+PUTS_BACK: dict[
+    str, tuple[Callable[[Store, Task], Awaitable[Task]], Callable[[Store, Task], Awaitable[Task]]]
+] = {
+    "retry": (_retry, _repeat_retry),
+    "hand back": (
+        lambda store, task: store.hand_back_task(task.id, 1, "shut down"),
+        lambda store, task: store.hand_back_task(task.id, 1, "shut down"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("put_back", "repeat"), PUTS_BACK.values(), ids=PUTS_BACK.keys())
+@pytest.mark.parametrize("then", ["waits", "runs again", "ran again", "was cancelled", "was to be cancelled"])
+async def test_a_task_that_was_put_back_may_be_put_back_once_more_after_a_lost_answer(
+    place: Place,
+    store: Store,
+    agent: Agent,
+    put_back: Callable[[Store, Task], Awaitable[Task]],
+    repeat: Callable[[Store, Task], Awaitable[Task]],
+    then: str,
+) -> None:
+    task = await running_task(store, agent.id)
+    await store.record_reason(task.id, 1, Reason.TIMEOUT, "too slow")
+    if then == "was to be cancelled":
+        await store.cancel_task(task.id)
+    await put_back(store, task)
+    await place.clock.advance(1)
+    if then in ("runs again", "ran again"):
+        again = await claim_one(store, "runner-2")
+        if then == "ran again":
+            await store.finish_task(task.id, again.fence, completed(), artifact=state(n=1))
+    elif then == "was cancelled":
+        await store.cancel_task(task.id)
+    stored = await store.get_task(task.id)
+
+    assert await repeat(store, task) == stored
+    assert await store.get_task(task.id) == stored
+
+
+@pytest.mark.parametrize("repeat", [_repeat_retry, PUTS_BACK["hand back"][1]], ids=["retry", "hand back"])
+@pytest.mark.parametrize("ended_by", ["finish", "expiry", "another outcome"])
+async def test_a_task_that_ended_otherwise_is_not_put_back(
+    place: Place,
+    store: Store,
+    agent: Agent,
+    repeat: Callable[[Store, Task], Awaitable[Task]],
+    ended_by: str,
+) -> None:
+    task = await running_task(store, agent.id)
+    if ended_by == "finish":
+        outcome = TIMEOUT if repeat is _repeat_retry else Outcome(reason=Reason.LOST, error="shut down")
+        await store.finish_task(task.id, 1, outcome)
+    elif ended_by == "expiry":
+        await place.clock.advance(LEASE_SECONDS)
+        await store.expire_task(task, retry_at=await store.now())
+    else:
+        other = Outcome(reason=Reason.EXIT_NONZERO, exit_code=1)
+        await store.retry_task(task.id, 1, other, due_at=await store.now())
+    stored = await store.get_task(task.id)
+
+    with pytest.raises(LeaseLostError, match="nothing was written"):
+        await repeat(store, task)
+
+    assert await store.get_task(task.id) == stored
+
+
+async def test_a_task_is_opened_again_once_however_often_it_is_asked_for(
+    place: Place, store: Store, agent: Agent
+) -> None:
+    failed = await failed_task(store, agent.id, max_active=1)
+    due_at = await store.now() + timedelta(seconds=3, microseconds=7)
+    task = await store.reopen_task(failed.id, due_at=due_at, max_retries=2)
+    await place.clock.advance(1)
+
+    # The slot that it holds is its own.
+    assert await store.reopen_task(failed.id, due_at=due_at, max_retries=2) == task
+    for numbers in ({"due_at": due_at + timedelta(seconds=1)}, {"max_retries": 3}):
+        with pytest.raises(ConflictError, match="is pending"):
+            await store.reopen_task(failed.id, **({"due_at": due_at, "max_retries": 2} | numbers))  # type: ignore[arg-type]
+    await place.clock.advance(3)
+    running = await claim_one(store)
+    with pytest.raises(ConflictError, match="is running"):
+        await store.reopen_task(failed.id, due_at=due_at, max_retries=2)
+
+    assert await store.get_task(failed.id) == running
 
 
 async def test_a_pending_task_is_cancelled_at_once(place: Place, store: Store, agent: Agent) -> None:

@@ -79,6 +79,7 @@ async def test_a_schedule_comes_back_as_it_was_stored(store: Store) -> None:
         last_fire_at=now - timedelta(seconds=1),
         paused=True,
         removed=True,
+        rule={"type": "cron", "cron": "*/5 * * * *", "$odd": {"a.b": [1.5, None]}},
     )
 
     (stored,) = await store.put_schedules([state])
@@ -148,6 +149,73 @@ async def test_a_schedule_changes_only_from_its_stored_revision(store: Store) ->
     assert (await store.get_schedule(first.agent_id)).state == second
 
 
+def off(before: ScheduleState, **fields: Any) -> ScheduleState:
+    return before.model_copy(
+        update={"paused": True, "next_fire_at": None, "due_at": None, "rule": None, **fields}
+    )
+
+
+def skip(before: ScheduleState, **fields: Any) -> NewTask:
+    values: dict[str, Any] = {"skip_reason": SkipReason.DISABLED, "skipped_count": 2}
+    return fire(before, **(values | fields))
+
+
+async def test_a_schedule_that_goes_off_takes_its_due_fires_with_it_as_skips(store: Store) -> None:
+    first, other = await scheduled_agent(store), await scheduled_agent(store, "other")
+    until = fire(first, minutes=5).fire_at
+    new = skip(first, skipped_until=until)
+
+    (stored, _) = await store.put_schedules([off(first), off(other)], skips=[new])
+
+    assert stored == (await store.get_schedule(first.agent_id)).state == off(first, revision=2)
+    (task,) = (await store.list_tasks()).items
+    assert (task.agent_id, task.status, task.skip_reason) == (
+        first.agent_id, TaskStatus.SKIPPED, SkipReason.DISABLED,
+    )  # fmt: skip
+    assert (task.fire_at, task.skipped_until, task.skipped_count) == (first.next_fire_at, until, 2)
+    assert await due(store) == []
+
+
+async def test_a_skip_comes_with_its_schedules_change_or_not_at_all(store: Store) -> None:
+    first, other = await scheduled_agent(store), await scheduled_agent(store, "other")
+    # Somebody else fired it meanwhile.
+    (task,) = await store.fire_schedules([plan(first)])
+
+    stored = await store.put_schedules([off(first), off(other)], skips=[skip(first), skip(other)])
+
+    assert [state.agent_id for state in stored] == [other.agent_id]
+    assert [one.agent_id for one in (await store.list_tasks()).items] == [other.agent_id, task.agent_id]
+    # Repeated, as after an answer that was lost.
+    assert await store.put_schedules([off(first), off(other)], skips=[skip(first), skip(other)]) == []
+    assert (await store.list_tasks()).total_count == 2
+
+
+async def test_a_schedule_without_a_task_for_its_due_fire_is_skipped_with_its_first_state(
+    store: Store,
+) -> None:
+    agent = await store.create_agent(draft(config=CRON))
+    now = await store.now()
+    fresh = ScheduleState(agent_id=agent.id, agent_version=1, anchor_at=now, next_fire_at=now)
+
+    (stored,) = await store.put_schedules([off(fresh)], skips=[skip(fresh)])
+
+    assert stored.revision == 1
+    assert [task.fire_at for task in (await store.list_tasks()).items] == [now]
+
+
+@pytest.mark.parametrize("fields", [{"fire_at": None}, {"agent_id": 99}, {"skip_reason": None}])
+async def test_a_skip_that_is_not_one_of_these_schedules_is_refused(
+    store: Store, fields: dict[str, Any]
+) -> None:
+    state = await scheduled_agent(store)
+
+    with pytest.raises(InvalidInputError, match="can't be stored with the schedules"):
+        await store.put_schedules([off(state)], skips=[skip(state, **fields)])
+
+    assert (await store.get_schedule(state.agent_id)).state == state
+    assert (await store.list_tasks()).total_count == 0
+
+
 async def test_each_of_many_schedules_is_stored_or_not(store: Store) -> None:
     states = [await scheduled_agent(store, name) for name in "abc"]
     await store.put_schedules([states[1].model_copy(update={"paused": True})])
@@ -180,6 +248,25 @@ async def test_schedules_are_due_earliest_first(place: Place, store: Store) -> N
     assert source == await store.get_schedule(5)
     with pytest.raises(InvalidInputError, match="limit"):
         await store.due_schedules(limit=0)
+
+
+async def test_the_schedules_in_force_are_counted_and_come_by_their_next_fires(store: Store) -> None:
+    now = await store.now()
+    for name, seconds in (("a", 20), ("b", 10), ("c", 3600), ("d", None), ("e", -5)):
+        agent = await store.create_agent(draft(name, config=CRON))
+        at = None if seconds is None else now + timedelta(seconds=seconds)
+        await put_schedule(
+            store, agent_id=agent.id, agent_version=1, next_fire_at=at, due_at=at, anchor_at=now
+        )
+    await store.create_agent(draft("not taken up yet", config=CRON))
+
+    page = await store.next_schedules(limit=3)
+
+    assert ([state.agent_id for state in page.items], page.total_count, page.limit) == ([5, 2, 1], 4, 3)
+    assert page.items[0] == (await store.get_schedule(5)).state
+    assert len((await store.next_schedules()).items) == 4
+    with pytest.raises(InvalidInputError, match="limit"):
+        await store.next_schedules(limit=0)
 
 
 async def test_a_plan_becomes_a_task_and_the_next_fire(place: Place, store: Store) -> None:

@@ -3,7 +3,17 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from tests.contract.places import Place, claim, claim_one, completed, draft, new_task, running_task, statuses
+from tests.contract.places import (
+    Place,
+    claim,
+    claim_one,
+    completed,
+    draft,
+    failed_task,
+    new_task,
+    running_task,
+    statuses,
+)
 
 from harness.errors import AgentBusyError, DuplicateFireError, InvalidInputError
 from harness.models import Agent, NewTask, Outcome, Reason, SkipReason, TaskStatus, WhenBusy
@@ -197,15 +207,59 @@ async def test_any_number_waits(place: Place, store: Store, agent: Agent) -> Non
     assert order == [3, 4, 2]
 
 
-async def test_a_waiting_task_does_not_hold_a_slot(store: Store, agent: Agent) -> None:
+@pytest.mark.parametrize("waits_as", [WhenBusy.QUEUE, WhenBusy.WAIT])
+async def test_a_slot_that_gets_free_belongs_to_the_task_that_waits_for_it(
+    store: Store, agent: Agent, waits_as: WhenBusy
+) -> None:
+    failed = await failed_task(store, agent.id, max_active=1)
     first = await running_task(store, agent.id, max_active=1)
-    waiting = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.WAIT))
+    waiting = await store.create_task(NewTask(agent_id=agent.id, when_busy=waits_as))
     await store.finish_task(first.id, 1, completed())
 
-    await running_task(store, agent.id, max_active=1)
+    for refused in (
+        store.create_task(NewTask(agent_id=agent.id)),
+        store.create_task(NewTask(agent_id=agent.id), claim=claim()),
+        store.reopen_task(failed.id, due_at=first.created_at, max_retries=1),
+    ):
+        with pytest.raises(AgentBusyError, match=f"task {waiting.id}"):
+            await refused
+    skipped = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.SKIP))
+    assert (skipped.status, skipped.skip_reason) == (SKIPPED, SkipReason.OVERLAP)
+    behind = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.WAIT))
 
-    assert await store.claim_tasks(claim(), limit=10) == []
-    assert await statuses(store, waiting.id) == [PENDING]
+    assert [task.id for task in await store.claim_tasks(claim(), limit=10)] == [waiting.id]
+    await store.finish_task(waiting.id, 1, completed())
+    assert [task.id for task in await store.claim_tasks(claim(), limit=10)] == [behind.id]
+    await store.finish_task(behind.id, 1, completed())
+    await store.create_task(NewTask(agent_id=agent.id))
+
+
+async def test_a_slot_beyond_those_that_are_waited_for_is_free(store: Store, agent: Agent) -> None:
+    running = [await running_task(store, agent.id, max_active=3) for _ in range(3)]
+    waiting = await store.create_task(new_task(agent.id, max_active=3, when_busy=WhenBusy.WAIT))
+    for task in running[:2]:
+        await store.finish_task(task.id, 1, completed())
+
+    allowed = await store.create_task(new_task(agent.id, max_active=3, when_busy=WhenBusy.SKIP))
+    beyond = await store.create_task(new_task(agent.id, max_active=3, when_busy=WhenBusy.SKIP))
+
+    assert await statuses(store, allowed.id, beyond.id) == [PENDING, SKIPPED]
+    assert {task.id for task in await store.claim_tasks(claim(), limit=10)} == {waiting.id, allowed.id}
+
+
+async def test_fires_that_are_caught_up_are_not_overtaken_by_one_that_replaces(
+    store: Store, agent: Agent
+) -> None:
+    first = await running_task(store, agent.id, max_active=1)
+    late = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.WAIT))
+    await store.finish_task(first.id, 1, completed())
+
+    newest = await store.create_task(NewTask(agent_id=agent.id, when_busy=WhenBusy.REPLACE))
+
+    assert await store.cancel_requests("runner-1") == []
+    assert (await claim_one(store)).id == late.id
+    await store.finish_task(late.id, 1, completed())
+    assert (await claim_one(store)).id == newest.id
 
 
 async def test_a_replacement_asks_the_running_tasks_to_end_and_waits(store: Store, agent: Agent) -> None:

@@ -9,7 +9,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.contract.places import chunk, claim, completed, draft, new_task, running_task, state
+from tests.contract.places import (
+    chunk,
+    claim,
+    completed,
+    draft,
+    new_task,
+    running_task,
+    scheduled_agent,
+    state,
+)
 
 from harness.errors import StoreBusyError, StoreError, StoreUnavailableError
 from harness.models import NewTask, WhenBusy
@@ -92,6 +101,20 @@ async def test_commits_survive_a_power_cut(store: SqliteStore) -> None:
     assert await store._file.read(pragmas) == ["wal", 2, 1]
 
 
+async def test_a_file_from_before_a_column_was_added_gets_it(
+    store: SqliteStore, path: Path, other: sqlite3.Connection
+) -> None:
+    before = await scheduled_agent(store)
+    await store.close()
+    other.execute("ALTER TABLE schedules DROP COLUMN rule")
+
+    await store.open()
+
+    assert (await store.get_schedule(before.agent_id)).state == before
+    (stored,) = await store.put_schedules([before.model_copy(update={"rule": {"type": "cron"}})])
+    assert (await store.get_schedule(before.agent_id)).state == stored
+
+
 async def test_a_path_that_cannot_be_made_is_named(foreign_path: Path) -> None:
     spoil(foreign_path, b"")
     for path in (foreign_path / "below" / "a_file", Path("/proc/nowhere/store.sqlite3"), foreign_path.parent):
@@ -127,7 +150,8 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
     for n in range(200):
         await store.create_agent(draft(f"agent {n}", code="x" * 3000))
     await store.close()
-    spoil(path, b"\xff" * 4096 * 100, at=4096 * 20)
+    # Behind the pages that hold the schema.
+    spoil(path, b"\xff" * 4096 * 100, at=4096 * 40)
 
     await store.open()
     with pytest.raises(StoreError, match=rf"{path} is damaged .*restore a backup"):
@@ -215,6 +239,7 @@ async def test_closing_waits_for_what_is_under_way(path: Path) -> None:
 async def test_lists_stay_on_indexes(store: SqliteStore) -> None:
     """The plans of what is asked all the time; at 100,000 tasks a scan would take 100 times as long."""
     plans = {
+        "SELECT id FROM tasks ORDER BY id DESC LIMIT 5 OFFSET 90000": "COVERING INDEX tasks_by_id",
         "SELECT count(*) FROM tasks WHERE agent_id = 1": "COVERING INDEX tasks_by_agent",
         "SELECT count(*) FROM tasks WHERE status = 'failed'": "COVERING INDEX tasks_by_status",
         "SELECT id FROM tasks WHERE agent_id = 1 AND status = 'failed' ORDER BY id DESC LIMIT 5":

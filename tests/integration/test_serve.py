@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import pairwise
 from urllib.parse import urlsplit
@@ -378,3 +379,41 @@ async def test_a_second_server_on_one_port_says_so_and_leaves_the_first_alone(si
     assert f"port {port}" in failure["message"]
     assert second.events("store_opened") == []
     assert (await get(f"{url}/readyz"))[0] == 200
+
+
+async def test_a_server_forgets_by_itself_and_its_agents_go_on(site: Site) -> None:
+    agent = await site.create(
+        "import handoff\nhandoff.save({'n': context.get('n', 0) + 1})\nprint('hej')",
+        retention={"task_days": 1, "max_artifacts": 1},
+    )
+    first = site.start("serve")
+    for number in range(1, 4):
+        await trigger(site, agent.id)
+        await site.until_status(number, TaskStatus.COMPLETED)
+    assert await first.stop() == 0
+    assert first.events("purged") == []
+    age(site, timedelta(days=2))
+
+    services = [site.start("serve"), site.start("serve")]
+
+    async def is_done() -> bool:
+        return (len(await site.tasks()), len(await site.store.artifact_history(agent.id))) == (0, 1)
+
+    await wait_until(is_done, what="what is not to be kept being deleted")
+    task = await trigger(site, agent.id)
+    await site.until_status(task.id, TaskStatus.COMPLETED)
+    assert [await service.stop() for service in services] == [0, 0]
+    told = [event for service in services for event in service.events("purged")]
+    assert sum(event["tasks"] for event in told) == 3
+    assert [kept.id for kept in await site.tasks()] == [task.id] == [4]
+    assert await site.store.read_logs(1) == []
+    newest = await site.store.newest_artifact(agent.id)
+    assert newest is not None
+    assert (newest.state, newest.run_count, newest.version) == ({"n": 4}, 4, 4)
+
+
+def age(site: Site, by: timedelta) -> None:
+    """Make what was stored older."""
+    with closing(sqlite3.connect(site.folder / "data" / "harness.db", isolation_level=None)) as db:
+        for table, column in (("tasks", "completed_at"), ("artifacts", "created_at")):
+            db.execute(f"UPDATE {table} SET {column} = {column} - ?", (by // timedelta(milliseconds=1),))

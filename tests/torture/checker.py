@@ -1,9 +1,9 @@
 """Holds what was seen against the promises P1 to P7. Pure; computes due fires by itself, not by the product's triggers.
 
 The agents are those of `tests.torture.fleet`: they print ``begin TASK ATTEMPT`` and ``end TASK ATTEMPT``, and keep in their
-state a counter ``n`` and the ``task`` and ``attempt`` that saved it, attempts counted from 1. In the store an attempt has
-the fence of its claim for a number. The schedules are plain intervals, or cron minutely
-in UTC, and end by `end_at`, long past when the facts are taken.
+state a counter ``n`` and the ``task`` and ``attempt`` that saved it, attempts counted from 1. The schedules are plain intervals, or cron minutely
+in UTC, and end by `end_at`, long past when the facts are taken. A schedule may be turned off and on meanwhile: what
+comes due while it is off is no fire.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from harness.models import Reason, SkipReason, Task, TaskStatus, log_attempt
 
 #: Ends of an attempt that only an agent which ran can have.
 _RAN = (Reason.COMPLETED, Reason.EXIT_NONZERO, Reason.TIMEOUT, Reason.OUT_OF_MEMORY)
+#: How far the store's clock may be off the one that the test notes its own calls by.
+_CLOCKS_DIFFER = timedelta(milliseconds=50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def due_fires(agent: AgentSeen) -> list[datetime]:
 
 def _check_fires(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]:
     """P1 and P2: due fires and records match one to one."""
-    owed = due_fires(agent)
+    in_force = {fire: _in_force(agent, fire) for fire in due_fires(agent)}
+    owed = [fire for fire, known in in_force.items() if known is not False]
     takers: dict[datetime, list[int]] = {fire: [] for fire in owed}
     for task in tasks:
         if task.fire_at is None:
@@ -89,10 +92,34 @@ def _check_fires(agent: AgentSeen, tasks: Sequence[Task]) -> Iterator[Violation]
         if task.status is not TaskStatus.SKIPPED and task.skipped_until is not None:
             yield Violation("P1", f"task {task.id} ran and yet stands for skipped fires")
     for fire, ids in takers.items():
-        if not ids:
+        if not ids and in_force[fire]:
             yield Violation("P1", f"the fire of agent {agent.agent_id} at {fire} became nothing")
         elif len(ids) > 1:
             yield Violation("P2", f"the fire of agent {agent.agent_id} at {fire} became tasks {ids}")
+
+
+def _in_force(agent: AgentSeen, fire: datetime) -> bool | None:
+    """Return whether the schedule was on at an instant; None: it was being turned off or on."""
+    is_on = True
+    for switched in agent.switched:
+        if fire < switched.began_at - _CLOCKS_DIFFER:
+            break
+        if fire <= switched.ended_at + _CLOCKS_DIFFER:
+            return None
+        is_on = switched.is_on
+    return is_on
+
+
+def _was_turned_off(agent: AgentSeen, skip: Task, slack: timedelta) -> bool:
+    """Return whether a skip was recorded as its schedule was turned off, for fires from before."""
+    last = skip.skipped_until or skip.fire_at
+    assert last is not None
+    return any(
+        switched.began_at - _CLOCKS_DIFFER <= skip.created_at <= switched.ended_at + slack + _CLOCKS_DIFFER
+        and last <= switched.ended_at + _CLOCKS_DIFFER
+        for switched in agent.switched
+        if not switched.is_on
+    )
 
 
 def _check_skips(agent: AgentSeen, tasks: Sequence[Task], slack: timedelta) -> Iterator[Violation]:
@@ -107,6 +134,10 @@ def _check_skips(agent: AgentSeen, tasks: Sequence[Task], slack: timedelta) -> I
             assert last is not None
             if task.created_at - last < timedelta(seconds=max(grace, 1)):
                 yield Violation("P1", f"skip {task.id} says missed, but its fire was on time")
+        if task.skip_reason is SkipReason.DISABLED and not _was_turned_off(agent, task, slack):
+            yield Violation(
+                "P1", f"skip {task.id} says disabled, but agent {agent.agent_id}'s schedule was on"
+            )
         if task.skip_reason is SkipReason.OVERLAP and not any(
             _was_active(other, task.created_at, slack) for other in tasks if other is not task
         ):
@@ -158,7 +189,10 @@ def _check_end(task: Task) -> Iterator[Violation]:
 
 
 def _check_attempts(task: Task) -> Iterator[Violation]:
-    """P6: attempts follow one another, and the last one decides."""
+    """P6: attempts are numbered without gaps, follow one another, and the last one decides."""
+    numbers = [attempt.number for attempt in task.attempts]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield Violation("P6", f"the attempts of task {task.id} have the numbers {numbers}")
     for one, other in zip(task.attempts, task.attempts[1:], strict=False):
         if one.number >= other.number or one.ended_at is None or one.ended_at > other.started_at:
             yield Violation("P6", f"attempts {one.number} and {other.number} of task {task.id} overlap")
@@ -176,24 +210,24 @@ def _check_logs(task: Task, facts: Facts) -> Iterator[Violation]:
     ends = {
         one.number: other.started_at for one, other in zip(task.attempts, task.attempts[1:], strict=False)
     }
-    ordinals = {attempt.number: ordinal for ordinal, attempt in enumerate(task.attempts, start=1)}
+    numbers = {attempt.number for attempt in task.attempts}
     texts: defaultdict[int, bytearray] = defaultdict(bytearray)
     for chunk in facts.logs.get(task.id, ()):
         number = log_attempt(chunk.seq)
-        if number not in ordinals:
+        if number not in numbers:
             yield Violation("P6", f"task {task.id} has output of attempt {number}, which it never had")
         elif number in ends and chunk.at > ends[number]:
             yield Violation("P6", f"attempt {number} of task {task.id} wrote after it was replaced")
         if chunk.stream == "stdout":
             texts[number] += chunk.data
     for number, text in texts.items():
-        words = f"{task.id} {ordinals.get(number)}"
+        words = f"{task.id} {number}"
         for line in text.decode(errors="replace").splitlines():
             if line not in (f"begin {words}", f"end {words}"):
                 yield Violation("P6", f"attempt {number} of task {task.id} has the line {line!r}")
     if task.status is TaskStatus.COMPLETED:
         number = task.attempts[-1].number
-        words = f"{task.id} {len(task.attempts)}"
+        words = f"{task.id} {number}"
         if texts[number].decode() != f"begin {words}\nend {words}\n":
             yield Violation(
                 "P6", f"the winning attempt {number} of task {task.id} printed {bytes(texts[number])!r}"

@@ -33,6 +33,15 @@ Sight = ContainerSeen | EngineSeen
 
 
 @dataclass(frozen=True, slots=True)
+class Switched:
+    """The test turned a schedule off or on, by the product's own call; it came into force between these two times."""
+
+    is_on: bool
+    began_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSeen:
     """An agent as the test made it, and what the store says about it in the end."""
 
@@ -42,6 +51,8 @@ class AgentSeen:
     #: By rising version.
     artifacts: Sequence[HandoffArtifact]
     newest: HandoffArtifact | None
+    #: In their order: off, on, off, …
+    switched: Sequence[Switched] = field(default_factory=tuple)
 
     @property
     def rule(self) -> Mapping[str, object]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.engines import OwnEngine
 from tests.torture.fleet import Member
+from tests.torture.switches import Switchboard
 
 #: Weights of what happens next. Outages of the store and the engine last, so they are rarer.
 WEIGHTS = {
@@ -25,6 +26,8 @@ WEIGHTS = {
     "engine_stop": 0.6,
     "engine_kill": 0.6,
     "engine_freeze": 0.6,
+    "pause": 4,
+    "remove": 2,
 }
 
 
@@ -39,6 +42,8 @@ class Fault:
     member: int
     #: How long it lasts, where it lasts.
     lasts_seconds: float
+    #: Which of the agents, where it is about one; counted round and round.
+    agent: int = 0
 
     def __str__(self) -> str:
         return f"{self.at_seconds:7.1f} s  {self.kind} (member {self.member}, {self.lasts_seconds:.1f} s)"
@@ -61,8 +66,12 @@ def make_plan(
             "engine_stop": rng.uniform(0, 3),
             "engine_kill": rng.uniform(0, 3),
             "engine_freeze": rng.uniform(1, 8),
+            "pause": rng.uniform(0.2, 8),
+            "remove": rng.uniform(0.2, 8),
         }
-        plan.append(Fault(at, kind, rng.randrange(members), lasts.get(kind, 0.0)))
+        plan.append(
+            Fault(at, kind, rng.randrange(members), lasts.get(kind, 0.0), agent=rng.randrange(1_000_000))
+        )
         at += rng.expovariate(1 / 2.5)
     return plan
 
@@ -111,9 +120,14 @@ class Hand:
     """Carries faults out; what lasts goes on beside the next ones, but no two outages of one part at a time."""
 
     def __init__(
-        self, members: Sequence[Member], engine: OwnEngine | None, store_outage: StoreOutage
+        self,
+        members: Sequence[Member],
+        engine: OwnEngine | None,
+        store_outage: StoreOutage,
+        switchboard: Switchboard,
     ) -> None:
         self._members = members
+        self._switchboard = switchboard
         self._engine = engine
         self._outage = store_outage
         self._engine_lock = asyncio.Lock()
@@ -133,6 +147,8 @@ class Hand:
             "engine_stop": self._engine_ends,
             "engine_kill": self._engine_ends,
             "engine_freeze": self._engine_freezes,
+            "pause": self._turn_off_and_on,
+            "remove": self._turn_off_and_on,
         }
         self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
 
@@ -167,6 +183,9 @@ class Hand:
     async def _store_outage(self, fault: Fault) -> None:
         async with self._store_lock:
             await self._outage(fault.lasts_seconds)
+
+    async def _turn_off_and_on(self, fault: Fault) -> None:
+        await self._switchboard.turn_off_and_on(fault.agent, fault.kind, fault.lasts_seconds)
 
     async def _engine_ends(self, fault: Fault) -> None:
         assert self._engine is not None

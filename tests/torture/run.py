@@ -7,28 +7,32 @@ import random
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import SecretStr
 from tests.engines import OwnEngine, can_start_engines
 from tests.mongo import MongoServer
 from tests.torture.checker import Violation, check, lateness
-from tests.torture.facts import AgentSeen, Facts, Sight
+from tests.torture.facts import AgentSeen, Facts, Sight, Switched
 from tests.torture.faults import Hand, StoreOutage, freeze_process, lock_sqlite, make_plan
 from tests.torture.fleet import Member, make_agents, make_members
 from tests.torture.recorder import Recorder
+from tests.torture.switches import Switchboard
 
 from harness.clock import SystemClock
 from harness.models import Task, TaskStatus
 from harness.ports import Sandbox, Store
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
+from harness.store.mongo import MongoStore
+from harness.store.mongo.schedules import OUTBOX_SINCE
 from harness.testing import FakeSandbox
 from harness.wiring import make_sandbox, make_store
 
@@ -93,11 +97,15 @@ async def torture(what: Torture, image: str, folder: Path, say: Callable[[str], 
             "DOCKER_HOST": sandbox.engine.address.url,
         }
         members = make_members(environment, folder)
-        hand = Hand(members, engine, store_outage)
+        scheduler = TaskScheduler(store=store, sandbox=FakeSandbox(), settings=Settings(data_dir=Path()))
+        switchboard = Switchboard(scheduler)
+        hand = Hand(members, engine, store_outage, switchboard)
         try:
             await store.open()
             return await _run(
-                what, rng, _Scene(store, sandbox, sandbox.engine.address.url, members, hand, say)
+                what,
+                rng,
+                _Scene(store, sandbox, sandbox.engine.address.url, members, hand, switchboard, say),
             )
         finally:
             for member in members:
@@ -116,6 +124,7 @@ class _Scene:
     engine_url: str
     members: list[Member]
     hand: Hand
+    switchboard: Switchboard
     say: Callable[[str], None]
 
 
@@ -124,17 +133,15 @@ async def _run(what: Torture, rng: random.Random, scene: _Scene) -> Report:
     await asyncio.to_thread(recorder.start)
     try:
         end_at = datetime.now(UTC) + timedelta(seconds=what.seconds)
-        scheduler = TaskScheduler(
-            store=scene.store, sandbox=FakeSandbox(), settings=Settings(data_dir=Path())
-        )
         for draft in make_agents(rng, what.agents, end_at=end_at):
             agent = await scene.store.create_agent(draft)
-            await scheduler.sync_agent_schedule(agent.id)
+            await scene.switchboard.scheduler.sync_agent_schedule(agent.id)
+            scene.switchboard.add(agent.id)
         await _hurt(what, rng, scene)
         exit_code, quiet_seconds = await _rest(scene)
     finally:
         await asyncio.to_thread(recorder.stop)
-    facts = await collect(scene.store, scene.sandbox, recorder.sights)
+    facts = await collect(scene.store, scene.sandbox, recorder.sights, scene.switchboard.switched)
     if what.store == "mongo":
         facts = replace(facts, stamp_slack=timedelta(seconds=6 * LEASE_SECONDS))
     numbers = {
@@ -184,11 +191,11 @@ async def _rest(scene: _Scene) -> tuple[int | None, float]:
 
 
 async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
-    """Return whether no task is active, no schedule fires any more, and no container is left."""
+    """Return whether no task is active, no schedule fires any more or has fires on their way, and no container is left."""
     # The schedules first: the last fire becomes a task in the moment in which its schedule ends.
     agents = (await store.list_agents(limit=_PAGE)).items
     due = [(await store.get_schedule(agent.id)).state for agent in agents]
-    if any(state is None or state.next_fire_at for state in due):
+    if any(state is None or state.next_fire_at for state in due) or await _has_outbox(store):
         return False
     # Pending twice: a task that failed between two looks waits for its retry.
     for status in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.PENDING):
@@ -197,7 +204,19 @@ async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
     return not await sandbox.owned_containers(store.store_id)
 
 
-async def collect(store: Store, sandbox: Sandbox, sights: Sequence[Sight]) -> Facts:
+async def _has_outbox(store: Store) -> bool:
+    if not isinstance(store, MongoStore):
+        return False
+    query = {OUTBOX_SINCE: {"$gt": datetime.fromtimestamp(0, UTC)}}
+    return await store._db.find_one("schedules", query, fields=["_id"]) is not None
+
+
+async def collect(
+    store: Store,
+    sandbox: Sandbox,
+    sights: Sequence[Sight],
+    switched: Mapping[int, Sequence[Switched]] = MappingProxyType({}),
+) -> Facts:
     """Return all facts there are."""
     tasks: list[Task] = []
     agents = []
@@ -209,7 +228,8 @@ async def collect(store: Store, sandbox: Sandbox, sights: Sequence[Sight]) -> Fa
         assert state is not None
         newest = await store.newest_artifact(agent.id)
         history = await store.artifact_history(agent.id, limit=100_000)
-        agents.append(AgentSeen(agent.id, agent.config, state, list(reversed(history)), newest))
+        switches = switched.get(agent.id, ())
+        agents.append(AgentSeen(agent.id, agent.config, state, list(reversed(history)), newest, switches))
     logs = {task.id: await store.read_logs(task.id) for task in tasks if task.attempts}
     left = [container.container_id for container in await sandbox.owned_containers(store.store_id)]
     return Facts(agents, list(reversed(tasks)), logs, list(sights), left)

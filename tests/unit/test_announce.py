@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.unit.shop import Shop
 
 from harness.announce import announce_schedules, store_text
 from harness.errors import StoreUnavailableError
+from harness.models import ScheduleState, render_instant
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 
@@ -62,11 +64,42 @@ async def test_the_schedules_in_force_are_counted_and_the_next_fires_told(
     )
 
 
+async def test_ten_thousand_schedules_are_counted(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    now = await shop.store.now()
+    agents = [await shop.agent(f"agent {number}") for number in range(3)]
+    state = ScheduleState(agent_id=1, agent_version=1, anchor_at=now, next_fire_at=now, due_at=now)
+    await shop.store.put_schedules([state.model_copy(update={"agent_id": agent.id}) for agent in agents])
+
+    def multiply(db: sqlite3.Connection) -> None:
+        db.execute(
+            """WITH RECURSIVE many (n) AS (SELECT 4 UNION ALL SELECT n + 1 FROM many WHERE n < 10000)
+            INSERT INTO agents SELECT n, 'many ' || n, version, created_at, updated_at, deleting, config, entrypoint,
+                code, files FROM agents, many WHERE id = 1"""
+        )
+        db.execute(
+            """INSERT INTO schedules (agent_id, agent_version, next_fire_at, due_at, anchor_at, paused, removed, revision)
+                SELECT agents.id, agent_version, next_fire_at, due_at + 1000, anchor_at, paused, removed, revision
+                FROM schedules, agents WHERE agent_id = 1 AND agents.id > 3"""
+        )
+
+    await shop.store._file.write(multiply)
+
+    with caplog.at_level(logging.INFO):
+        await announce_schedules(shop.store)
+
+    at = render_instant(now)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"10,000 schedules in force; next: agent 0 at {at}, agent 1 at {at}, agent 2 at {at}"
+    )
+    assert record.__dict__["count"] == 10_000
+
+
 async def test_a_store_that_is_away_just_then_ends_nothing(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
         raise StoreUnavailableError("away")
 
-    monkeypatch.setattr(shop.store, "list_agents", fail)
+    monkeypatch.setattr(shop.store, "next_schedules", fail)
     await announce_schedules(shop.store)

@@ -69,7 +69,7 @@ def test_version_is_printed(cli: Cli) -> None:
         *(["secrets", verb] for verb in ("set", "list", "delete", "keygen", "rotate")),
         *(["tasks", verb] for verb in ("list", "show", "cancel", "retry")),
         *(["schedule", verb] for verb in ("show", "next", "pause", "resume", "add", "remove", "backfill")),
-        *([verb] for verb in ("run", "logs", "doctor", "serve", "runner")),
+        *([verb] for verb in ("run", "logs", "purge", "doctor", "serve", "runner")),
     ],
 )
 def test_every_command_has_a_help_page_with_examples_that_fits_80_columns(

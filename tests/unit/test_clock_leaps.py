@@ -13,6 +13,7 @@ from tests.unit.shop import COMPLETED, LEASE_SECONDS, RUNNING, Shop
 from harness.models import Claim, NewTask, Reason
 from harness.ports import SandboxLabels
 from harness.recovery import sweep
+from harness.scheduler import TaskScheduler
 from harness.worker import Worker
 
 
@@ -84,3 +85,45 @@ async def test_a_sweep_that_does_not_believe_in_ends_of_leases_touches_what_need
     assert (report.removed_containers, report.lost_tasks) == (2, ())
     assert [one.container_id for one in await shop.sandbox.owned_containers(shop.store.store_id)] == [kept]
     assert (await shop.store.get_task(task.id)).status is RUNNING
+
+
+@pytest.mark.parametrize(
+    ("seconds", "message"),
+    [
+        (-3600, "the store's clock was set back by 3600.0 s: nothing fires until it shows 2026-01-01T00:0"),
+        (-5.1, "the store's clock was set back by 5.1 s"),
+        (3600, "the store's clock went forward by 3600.0 s, set or after a sleep"),
+        (5.1, "the store's clock went forward by 5.1 s"),
+    ],
+)
+async def test_a_clock_that_is_set_explains_once_why_schedules_are_silent_or_late(
+    shop: Shop, caplog: pytest.LogCaptureFixture, seconds: float, message: str
+) -> None:
+    await shop.agent(schedule={"type": "interval", "interval_minutes": 1})
+    scheduler = TaskScheduler(executor=shop.executor)
+    await scheduler.start()
+    await shop.advance(65)
+
+    shop.clock.set_wall_clock(shop.clock.now() + timedelta(seconds=seconds))
+    # Between fires; one that the step brought about has its own lines.
+    await shop.advance(20)
+    await scheduler.stop()
+
+    said = [record for record in caplog.records if record.__dict__.get("action") == "clock_stepped"]
+    assert [(record.levelno, record.__dict__["seconds"]) for record in said] == [(logging.WARNING, seconds)]
+    assert said[0].getMessage().startswith(message)
+
+
+@pytest.mark.parametrize("seconds", [-4.9, 4.9])
+async def test_a_clock_that_is_put_right_by_little_is_not_worth_a_word(
+    shop: Shop, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    scheduler = TaskScheduler(executor=shop.executor)
+    await scheduler.start()
+    await shop.advance(2)
+
+    shop.clock.set_wall_clock(shop.clock.now() + timedelta(seconds=seconds))
+    await shop.advance(2)
+    await scheduler.stop()
+
+    assert "clock_stepped" not in [record.__dict__.get("action") for record in caplog.records]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.config import AgentConfig
-from harness.firing import MAX_FIRES_AT_ONCE, plan_fires, synced
+from harness.firing import MAX_FIRES_AT_ONCE, overdue, plan_fires, plan_nothing, synced
 from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, SkipReason, WhenBusy
 from harness.store.transitions import fired
 from harness.triggers import make_trigger
@@ -33,11 +33,13 @@ def source(state: ScheduleState | None = None, *, version: int = 1, **schedule: 
 def in_force(**schedule: Any) -> ScheduleSource:
     """The same, taken up at noon: its first fire is a minute later."""
     bare = source(**schedule)
-    return bare.model_copy(update={"state": synced(bare, NOON)})
+    return bare.model_copy(update={"state": synced(bare, NOON).state})
 
 
 def plan(of: ScheduleSource, now: datetime, retry_max_attempts: int = 3) -> FirePlan:
-    return plan_fires(of, now, retry_max_attempts=retry_max_attempts)
+    made = plan_fires(of, now, retry_max_attempts=retry_max_attempts)
+    assert made is not None
+    return made
 
 
 def after(minutes: float) -> datetime:
@@ -53,7 +55,7 @@ def skips(of: FirePlan) -> list[tuple[datetime | None, datetime | None, int]]:
 
 
 def test_a_schedule_that_is_new_fires_after_its_first_interval() -> None:
-    state = synced(source(), NOON)
+    state = synced(source(), NOON).state
 
     assert (state.anchor_at, state.next_fire_at, state.due_at) == (NOON, after(1), after(1))
 
@@ -171,7 +173,7 @@ def test_jitter_puts_off_the_task_and_not_the_fire() -> None:
 def test_a_change_of_the_agent_keeps_a_fire_whose_time_has_come(change: dict[str, Any]) -> None:
     before = in_force()
 
-    state = synced(source(before.state, version=2, **change), after(1.5))
+    state = synced(source(before.state, version=2, **change), after(1.5)).state
 
     assert (state.agent_version, state.next_fire_at, state.due_at) == (2, after(1), after(1))
 
@@ -181,33 +183,143 @@ def test_a_change_of_the_agent_keeps_a_fire_that_its_jitter_puts_off() -> None:
     assert before is not None
     assert before.due_at is not None
 
-    state = synced(source(before, version=2, jitter_seconds=30), before.due_at - timedelta(milliseconds=1))
+    just_before = before.due_at - timedelta(milliseconds=1)
+    state = synced(source(before, version=2, jitter_seconds=30), just_before).state
 
     assert (state.next_fire_at, state.due_at) == (before.next_fire_at, before.due_at)
 
 
 def test_a_change_of_the_agent_puts_a_new_rule_in_the_place_of_what_is_to_come() -> None:
-    state = synced(source(in_force().state, version=2, interval_minutes=5), after(0.5))
+    state = synced(source(in_force().state, version=2, interval_minutes=5), after(0.5)).state
 
     assert state.next_fire_at == after(5)
 
 
 @pytest.mark.parametrize("change", [{"paused": True}, {"removed": True}])
 def test_a_schedule_that_is_paused_or_removed_has_no_next_fire(change: dict[str, bool]) -> None:
-    before = in_force().state
-    assert before is not None
+    after_it = synced(in_force(), after(0.5), **change)
 
-    state = synced(source(before.model_copy(update=change)), after(5))
-
-    assert (state.next_fire_at, state.due_at) == (None, None)
-    again = state.model_copy(update={"paused": False, "removed": False})
+    assert (after_it.state.next_fire_at, after_it.state.due_at, after_it.skips) == (None, None, ())
+    again = synced(source(after_it.state), after(7.5), paused=False, removed=False)
     # On the same grid, and what would have fired meanwhile is none.
-    assert synced(source(again), after(7.5)).next_fire_at == after(8)
+    assert (again.state.next_fire_at, again.skips) == (after(8), ())
+
+
+OFF: dict[str, ScheduleSource] = {
+    "disabled": source(version=2, enabled=False),
+    "disabled, and another rule": source(version=2, enabled=False, interval_minutes=5),
+    "taken out": source().model_copy(update={"agent_version": 2, "config": {}}),
+    "taken out by null": source().model_copy(update={"agent_version": 2, "config": {"schedule": None}}),
+}
+
+
+@pytest.mark.parametrize("changed", OFF.values(), ids=OFF.keys())
+@pytest.mark.parametrize(("minutes", "count"), [(0.9, 0), (1, 1), (1.5, 1), (3.5, 3)])
+def test_what_is_due_when_a_schedule_goes_off_is_one_skip_by_the_rule_it_had(
+    changed: ScheduleSource, minutes: float, count: int
+) -> None:
+    changed = changed.model_copy(update={"state": in_force().state})
+
+    off = synced(changed, after(minutes))
+
+    assert (off.state.next_fire_at, off.state.due_at, off.state.rule) == (None, None, None)
+    assert [
+        (skip.skip_reason, skip.fire_at, skip.skipped_until, skip.skipped_count) for skip in off.skips
+    ] == [(SkipReason.DISABLED, after(1), after(count), count)] * (count > 0)
+    assert off.state.last_fire_at == (after(count) if count else None)
+    assert overdue(changed, after(minutes), retry_max_attempts=3) is None
+
+
+@pytest.mark.parametrize("change", [{"paused": True}, {"removed": True}])
+def test_what_is_due_at_a_pause_is_one_skip_and_nothing_of_it_is_due_at_the_resume(
+    change: dict[str, bool],
+) -> None:
+    off = synced(in_force(), after(3.5), **change)
+
+    (skip,) = off.skips
+    assert (skip.skip_reason, skip.fire_at, skip.skipped_until, skip.skipped_count) == (
+        SkipReason.DISABLED, after(1), after(3), 3,
+    )  # fmt: skip
+    assert synced(source(off.state), after(3.6), **change).skips == ()
+    on = synced(source(off.state), after(3.7), paused=False, removed=False)
+    assert (on.state.next_fire_at, on.skips) == (after(4), ())
+
+
+def test_a_fire_that_its_jitter_puts_off_is_skipped_by_a_pause() -> None:
+    of = in_force(jitter_seconds=30)
+    assert of.state is not None
+    assert of.state.due_at is not None
+
+    (skip,) = synced(of, of.state.due_at - timedelta(milliseconds=1), paused=True).skips
+
+    assert (skip.fire_at, skip.skipped_until, skip.skipped_count) == (after(1), after(1), 1)
+
+
+def test_a_schedule_that_was_computed_before_rules_were_kept_loses_no_fire() -> None:
+    state = in_force().state
+    assert state is not None
+    gone = source(state.model_copy(update={"rule": None})).model_copy(update={"config": {}})
+
+    (skip,) = synced(gone, after(3.5)).skips
+
+    assert (skip.fire_at, skip.skipped_count) == (after(1), 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"interval_minutes": 5},
+        {"end_at": "2026-01-01T12:02:30Z"},
+        {"catch_up": "none"},
+        {"type": "cron", "cron": "0 * * * *", "interval_minutes": None},
+    ],
+)
+def test_what_is_due_at_a_change_of_the_rule_is_due_by_the_old_one(change: dict[str, Any]) -> None:
+    changed = source(in_force(catch_up="all", catch_up_limit=2).state, version=2, **change)
+
+    # Not by the new one, as long as the old one owes something.
+    assert plan_fires(changed, after(5.5), retry_max_attempts=3) is None
+    owed = overdue(changed, after(5.5), retry_max_attempts=3)
+
+    assert owed is not None
+    assert runs(owed) == [after(3), after(4), after(5)]
+    assert skips(owed) == [(after(1), after(2), 2)]
+    settled = changed.model_copy(update={"state": fired(owed)})
+    assert overdue(settled, after(5.5), retry_max_attempts=3) is None
+    state = synced(settled, after(5.5)).state
+    assert state.rule == changed.config["schedule"]
+    assert state.next_fire_at is None or state.next_fire_at > after(5.5)
+
+
+def test_a_fire_that_its_jitter_puts_off_is_due_by_the_old_rule_too() -> None:
+    before = in_force(interval_minutes=60, jitter_seconds=1800).state
+    assert before is not None
+    assert before.due_at is not None
+    just_before = before.due_at - timedelta(milliseconds=1)
+
+    owed = overdue(source(before, version=2), just_before, retry_max_attempts=3)
+
+    assert owed is not None
+    (task,) = owed.tasks
+    assert (task.fire_at, task.due_at, task.skip_reason) == (after(60), before.due_at, None)
+
+
+@pytest.mark.parametrize("minutes", [0.9, 1.5])
+def test_a_change_beside_the_rule_leaves_what_is_due_to_the_scheduler(minutes: float) -> None:
+    changed = source(in_force().state, version=2, priority=3)
+
+    assert overdue(changed, after(minutes), retry_max_attempts=3) is None
+
+
+def test_a_schedule_that_can_fire_no_more_owes_one_skip() -> None:
+    made = plan_nothing(in_force(), after(2.5))
+
+    assert (runs(made), skips(made), made.next_fire_at) == ([], [(after(1), after(2), 2)], None)
 
 
 @pytest.mark.parametrize("schedule", [{"enabled": False}, {"end_at": "2026-01-01T12:00:00Z"}])
 def test_a_schedule_that_is_off_or_over_has_no_next_fire(schedule: dict[str, Any]) -> None:
-    assert synced(source(**schedule), NOON).next_fire_at is None
+    assert synced(source(**schedule), NOON).state.next_fire_at is None
 
 
 def test_the_last_fire_of_a_schedule_leaves_no_next_one() -> None:
@@ -250,7 +362,7 @@ def test_every_fire_is_a_run_or_in_one_skip_and_nothing_is_twice(
     config = AgentConfig.parse(of.config).schedule
     assert config is not None
     trigger = make_trigger(config, agent_id=7, anchor=NOON)
-    of = of.model_copy(update={"state": synced(of, NOON)})
+    of = of.model_copy(update={"state": synced(of, NOON).state})
     now, covered_until = NOON, NOON
     for gap in gaps_milliseconds:
         now += timedelta(milliseconds=gap)

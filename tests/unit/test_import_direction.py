@@ -18,15 +18,30 @@ SOURCE_ROOTS = (ROOT / "runner", ROOT / "server")
 
 #: From the bottom up: a module imports from its own layer and from lower ones. A package stands for all in it.
 LAYERS = (
-    {"errors", "config", "cron", "zones", "jsontext", "models", "clock", "settings", "aio", "secrets"},
+    {
+        "errors",
+        "config",
+        "cron",
+        "zones",
+        "jsontext",
+        "models",
+        "clock",
+        "settings",
+        "aio",
+        "retention",
+        "secrets",
+    },
     {"ports"},
     {
         "triggers",
         "compression",
         "handoff",
         "resources",
+        "clockwatch",
+        "firelog",
         "firing",
         "polling",
+        "purging",
         "retry",
         "scheduler",
         "executor",

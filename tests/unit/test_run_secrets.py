@@ -41,7 +41,7 @@ async def run(shop: Shop, agent: Agent, *, settings: Settings | None = None, **g
 
 
 def says(*output: tuple[OutputStream, bytes], **result: Any) -> FakeRun:
-    fields = {"reason": Reason.COMPLETED, "exit_code": 0} | result
+    fields: dict[str, Any] = {"reason": Reason.COMPLETED, "exit_code": 0} | result
     return FakeRun(output, SandboxResult(**fields))
 
 

@@ -11,7 +11,13 @@ import pytest
 from tests.unit.shop import COMPLETED, FAILED, PENDING, RUNNING, SKIPPED, Shop, eventually
 
 from harness import firing
-from harness.errors import AgentBusyError, ConflictError, InvalidInputError, StoreUnavailableError
+from harness.errors import (
+    AgentBusyError,
+    ConflictError,
+    InvalidInputError,
+    StoreUnavailableError,
+    TaskNotFoundError,
+)
 from harness.models import (
     Agent,
     AgentDraft,
@@ -24,6 +30,7 @@ from harness.models import (
 )
 from harness.polling import BACK_OFF_SECONDS
 from harness.ports import SandboxResult
+from harness.retention import Expiry
 from harness.scheduler import TaskScheduler
 from harness.testing import FakeRun
 
@@ -295,6 +302,63 @@ async def test_a_removed_schedule_comes_back_with_add_only(shop: Shop, scheduler
     assert (await scheduler.add_agent_schedule(agent.id)).next_fire_at == began + 2 * MINUTE
 
 
+@pytest.mark.parametrize("how", ["pause", "remove", "disable", "take out", "spoil"])
+async def test_fires_that_came_due_while_nobody_was_there_are_recorded_when_their_schedule_goes_off(
+    shop: Shop, make: Make, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent = await shop.agent(schedule=EVERY_MINUTE)
+    scheduler = make()
+    await scheduler.sync_agent_schedule(agent.id)
+    began = shop.clock.now()
+    await pass_minutes(shop, 3.5)
+
+    if how == "pause":
+        await scheduler.pause(agent.id)
+    elif how == "remove":
+        await scheduler.remove_agent_schedule(agent.id)
+    else:
+        config: dict[str, Any] = {"disable": {"schedule": EVERY_MINUTE | {"enabled": False}}}.get(how, {})
+        if how == "spoil":
+            # As by a release that took what this one does not.
+            config = {"schedule": {"type": "moon"}}
+        draft = AgentDraft(name="agent", code="pass").model_copy(update={"config": config})
+        await shop.store.update_agent(agent.id, draft)
+    await scheduler.start()
+    await pass_minutes(shop, 1.2)
+    await until(shop, SKIPPED)
+
+    (skip,) = (await shop.store.list_tasks()).items
+    assert (skip.skip_reason, skip.fire_at, skip.skipped_until, skip.skipped_count) == (
+        SkipReason.DISABLED, began + MINUTE, began + 3 * MINUTE, 3,
+    )  # fmt: skip
+    assert [
+        (record.levelno, record.__dict__["count"], record.getMessage())
+        for record in caplog.records
+        if record.__dict__.get("action") == "fire_skipped"
+    ] == [(logging.INFO, 3, f"agent {agent.id}: 3 fires are skipped (disabled)")]
+
+
+async def test_fires_that_came_due_before_a_change_of_the_rule_are_settled_by_the_old_one(
+    shop: Shop, make: Make
+) -> None:
+    agent = await shop.agent(schedule=EVERY_MINUTE | {"catch_up": "none", "misfire_grace_seconds": 0})
+    scheduler = make()
+    await scheduler.sync_agent_schedule(agent.id)
+    began = shop.clock.now()
+    await pass_minutes(shop, 3.5)
+    config = {"schedule": {"type": "interval", "interval_minutes": 10}}
+    await shop.store.update_agent(agent.id, AgentDraft(name="agent", code="pass", config=config))
+
+    state = await scheduler.sync_agent_schedule(agent.id)
+
+    assert state.next_fire_at == began + 10 * MINUTE
+    (skip,) = (await shop.store.list_tasks()).items
+    assert (skip.skip_reason, skip.fire_at, skip.skipped_until, skip.skipped_count) == (
+        SkipReason.MISSED, began + MINUTE, began + 3 * MINUTE, 3,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("config", [{}, {"schedule": None}])
 async def test_an_agent_without_a_schedule_has_none_to_change(
     shop: Shop, scheduler: TaskScheduler, config: dict[str, Any]
@@ -435,3 +499,55 @@ async def test_commands_need_no_engine(shop: Shop) -> None:
     task = await scheduler.trigger_now(agent.id)
     assert (await scheduler.cancel_task(task.id)).status.is_final
     await eventually(lambda: not scheduler.is_started)
+
+
+async def test_it_deletes_what_is_not_to_be_kept_until_it_is_stopped(
+    shop: Shop, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent = await shop.agent(retention={"task_days": 1, "max_artifacts": 1})
+    first = make()
+    await first.start()
+    for _ in range(2):
+        task = await first.trigger_now(agent.id)
+        await until_ended(shop, task.id)
+    await first.stop(drain_seconds=0)
+    assert await shop.statuses() == [COMPLETED, COMPLETED]
+
+    await shop.advance(2 * 86_400, step_seconds=86_400)
+    second = make()
+    await second.start()
+
+    async def is_empty() -> bool:
+        await shop.advance(0.25)
+        return await shop.statuses() == []
+
+    await eventually(is_empty)
+    (kept,) = await shop.store.artifact_history(agent.id)
+    assert kept.run_count == 2
+    task = await second.trigger_now(agent.id)
+    await until_ended(shop, task.id)
+    newest = await shop.store.newest_artifact(agent.id)
+    assert newest is not None
+    assert (newest.run_count, newest.version) == (3, 3)
+    await second.stop(drain_seconds=0)
+    assert shop.clock.sleepers == 0
+
+
+async def test_a_task_that_was_deleted_cannot_be_tried_again(shop: Shop, scheduler: TaskScheduler) -> None:
+    agent = await shop.agent()
+    task = await shop.store.create_task(NewTask(agent_id=agent.id))
+    await shop.store.cancel_task(task.id)
+    later = shop.clock.now() + timedelta(days=1)
+    await shop.store.purge(agent.id, Expiry(later, tasks_before=later), limit=10)
+
+    with pytest.raises(TaskNotFoundError, match=f"there is no task {task.id}"):
+        await scheduler.retry_failed_task(task.id, force=True)
+
+
+async def until_ended(shop: Shop, task_id: int) -> None:
+    async def has_ended() -> bool:
+        await shop.advance(0.25)
+        return (await shop.store.get_task(task_id)).status.is_final
+
+    await eventually(has_ended)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.torture.checker import check, due_fires, lateness
-from tests.torture.facts import AgentSeen, ContainerSeen, EngineSeen, Facts, Sight
+from tests.torture.facts import AgentSeen, ContainerSeen, EngineSeen, Facts, Sight, Switched
 
 from harness.models import (
     Attempt,
@@ -31,6 +31,10 @@ def at(seconds: float) -> datetime:
     return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
 
 
+def switch(is_on: bool, began: float, ended: float) -> Switched:
+    return Switched(is_on, at(began), at(ended))
+
+
 @dataclass
 class Scene:
     """A run of one agent that fires at 10, 20 and 30 s: two runs, the second with a retry, and a skip in between."""
@@ -41,6 +45,7 @@ class Scene:
     logs: dict[int, list[LogChunk]] = field(default_factory=dict)
     sights: list[Sight] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    switched: list[Switched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.run(1, fire=10, ends=[Reason.COMPLETED], seconds=11.0)
@@ -55,8 +60,7 @@ class Scene:
         now, number, attempts = fire + 0.1, 0, list[Attempt]()
         logs = self.logs.setdefault(task_id, [])
         for ordinal, reason in enumerate(ends, start=1):
-            # The end of a lost attempt takes a fence, too.
-            number = 2 * ordinal - 1
+            number = ordinal
             attempts.append(
                 Attempt(number=number, started_at=at(now), ended_at=at(now + seconds), reason=reason)
             )
@@ -99,7 +103,7 @@ class Scene:
     def facts(self) -> Facts:
         schedule = ScheduleState(agent_id=1, agent_version=1, anchor_at=ANCHOR)
         newest = self.artifacts[-1] if self.artifacts else None
-        agent = AgentSeen(1, {"schedule": self.rule}, schedule, self.artifacts, newest)
+        agent = AgentSeen(1, {"schedule": self.rule}, schedule, self.artifacts, newest, self.switched)
         return Facts([agent], self.tasks, self.logs, self.sights, self.left)
 
     def found(self) -> list[str]:
@@ -133,6 +137,27 @@ def test_a_skip_may_stand_for_a_range_of_fires() -> None:
     assert "no due fire" in scene.found()[0]
 
 
+def test_what_comes_due_while_a_schedule_is_off_is_no_fire_and_what_was_due_before_is_a_skip() -> None:
+    scene = Scene()
+    scene.switched = [switch(False, 15, 15.1), switch(True, 25, 25.1)]
+    scene.tasks.pop(1)
+    assert scene.found() == []
+    scene = Scene()
+    scene.switched = [switch(False, 20.05, 20.2), switch(True, 29, 29.1)]
+    scene.change_task(2, skip_reason=SkipReason.DISABLED)
+    assert scene.found() == []
+
+
+def test_a_fire_at_the_moment_of_a_switch_may_be_one_or_none() -> None:
+    for is_on in (False, True):
+        scene = Scene()
+        scene.switched = [switch(False, 15, 15.1)] * is_on + [switch(is_on, 19.9, 20.2)]
+        scene.switched += [switch(True, 29, 29.1)] * (not is_on)
+        assert scene.found() == []
+        scene.tasks.pop(1)
+        assert scene.found() == []
+
+
 def _lose_fire(scene: Scene) -> None:
     scene.tasks = [task for task in scene.tasks if task.id != 2]
 
@@ -162,7 +187,7 @@ def _overlap(scene: Scene) -> None:
 
 
 def _start_before_the_old_one_died(scene: Scene) -> None:
-    old_dies, new_starts = scene.sight("die", 3, 1, 32.1), scene.sight("start", 3, 3, 32.1)
+    old_dies, new_starts = scene.sight("die", 3, 1, 32.1), scene.sight("start", 3, 2, 32.1)
     one, other = scene.sights.index(old_dies), scene.sights.index(new_starts)
     destroyed = scene.sights.index(scene.sight("destroy", 3, 1, 32.1))
     scene.sights.insert(one, scene.sights.pop(other))
@@ -241,6 +266,29 @@ def _begin_before_the_old_attempt_ended(scene: Scene) -> None:
     scene.change_task(3, attempts=(first.model_copy(update={"ended_at": at(34)}), second))
 
 
+def _number_with_a_gap(scene: Scene) -> None:
+    first, second = scene.tasks[2].attempts
+    scene.change_task(3, attempts=(first, second.model_copy(update={"number": 3})))
+
+
+def _fire_while_off(scene: Scene) -> None:
+    scene.switched = [switch(False, 15, 15.1), switch(True, 25, 25.1)]
+
+
+def _lose_fire_after_it_was_on_again(scene: Scene) -> None:
+    scene.switched = [switch(False, 12, 12.1), switch(True, 15, 15.1)]
+    _lose_fire(scene)
+
+
+def _be_disabled_while_on(scene: Scene) -> None:
+    scene.change_task(2, skip_reason=SkipReason.DISABLED)
+
+
+def _be_disabled_by_a_later_pause(scene: Scene) -> None:
+    scene.switched = [switch(False, 20.5, 20.6), switch(True, 25, 25.1)]
+    _be_disabled_while_on(scene)
+
+
 def _leave_a_container(scene: Scene) -> None:
     scene.left.append("c3.2")
 
@@ -266,13 +314,18 @@ def _leave_a_container(scene: Scene) -> None:
         (_lose_an_update, "P6: agent 1 counted 1 in run 2"),
         (_write_after_being_replaced, "P6: attempt 1 of task 3 wrote after it was replaced"),
         (_write_as_nobody, "P6: task 3 has output of attempt 7"),
-        (_mix_output_up, "P6: attempt 3 of task 3 has the line 'begin 3 1'"),
+        (_mix_output_up, "P6: attempt 2 of task 3 has the line 'begin 3 1'"),
         (_lose_the_last_words, "P6: the winning attempt 1 of task 1 printed"),
         (_run_twice, "P2: task 1, attempt 1 ran in 2 containers"),
         (_run_nothing, "P2: task 1, attempt 1 is completed, and no container ran"),
         (_run_what_nobody_claimed, "P6: create of a container for task 3, attempt 9: not known"),
         (_go_on_after_completing, "P6: attempt 1 of task 3 completed, and another followed"),
-        (_begin_before_the_old_attempt_ended, "P6: attempts 1 and 3 of task 3 overlap"),
+        (_begin_before_the_old_attempt_ended, "P6: attempts 1 and 2 of task 3 overlap"),
+        (_number_with_a_gap, "P6: the attempts of task 3 have the numbers [1, 3]"),
+        (_fire_while_off, "P1: task 2 of agent 1 is for 2026-01-01 00:00:20+00:00, no due fire"),
+        (_lose_fire_after_it_was_on_again, "P1: the fire of agent 1 at 2026-01-01 00:00:20+00:00 became nothing"),
+        (_be_disabled_while_on, "P1: skip 2 says disabled, but agent 1's schedule was on"),
+        (_be_disabled_by_a_later_pause, "P1: skip 2 says disabled, but agent 1's schedule was on"),
         (_leave_a_container, "P7: container c3.2 is left"),
     ],
 )  # fmt: skip

@@ -365,11 +365,11 @@ async def test_a_task_whose_agent_cannot_be_read_is_left_to_its_lease(
 ) -> None:
     task = await shop.pending(await shop.agent(retry={"delay_seconds": 0}), max_retries=1)
 
-    async def fail(_agent_id: int) -> None:
+    async def fail(_agent_ids: object) -> None:
         raise StoreUnavailableError("away")
 
     with monkeypatch.context() as away:
-        away.setattr(shop.store, "get_agent", fail)
+        away.setattr(shop.store, "load_agents", fail)
         worker = hire()
         await shop.until_status(task, RUNNING)
         await eventually(lambda: worker.running == 0)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import agents, doctor, handoff, images, run, runner, schedule, secrets, tasks
+from harness.cli import agents, doctor, handoff, images, purge, run, runner, schedule, secrets, tasks
 from harness.cli.render import note
 from harness.cli.session import (
     EXIT_BROKEN_PIPE,
@@ -84,6 +84,7 @@ def build_app() -> typer.Typer:
     app.add_typer(images.app, name="images")
     app.add_typer(schedule.app, name="schedule")
     app.add_typer(secrets.app, name="secrets")
+    app.command("purge")(purge.purge)
     app.command("runner")(runner.runner)
     app.command("doctor")(doctor.doctor)
     _add_installed_commands(app)

@@ -157,6 +157,8 @@ def backfill(
 ) -> None:
     """Make tasks of past fires that have none; they run one after the other.
 
+    A fire whose task was deleted (see harness purge) has none, and runs again.
+
     \b
     Examples:
       harness schedule backfill nightly --from 2026-01-01T00:00Z

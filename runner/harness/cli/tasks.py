@@ -14,6 +14,7 @@ from harness.cli import text
 from harness.cli.options import JsonOption, LimitOption, OffsetOption, TaskArgument, group
 from harness.cli.output import LiveOutput
 from harness.cli.render import (
+    note,
     note_rest,
     print_fields,
     print_json,
@@ -234,12 +235,16 @@ def logs(
     output = LiveOutput(sys.stdout, sys.stderr if stream is LogStream.BOTH else sys.stdout)
 
     async def work() -> None:
+        is_empty = True
         async with open_store() as store:
             async for chunk in _chunks(store, task, follow=follow):
+                is_empty = False
                 if output.reader_is_gone:
                     return
                 if chunk.stream in wanted:
                     output(chunk.stream, chunk.data)
+            if is_empty and any(a.usage.output_bytes for a in (await store.get_task(task)).attempts):
+                note(f"the output of task {task} was deleted; how long it is kept: harness purge --help")
 
     try:
         run_async(work)

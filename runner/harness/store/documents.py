@@ -7,7 +7,8 @@ dicts of these. JSON that users own (config, state, context) stands in it as can
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from harness.models import (
     AgentDraft,
     Attempt,
     HandoffArtifact,
+    LoadedAgent,
     LogChunk,
     NewArtifact,
     NewTask,
@@ -60,6 +62,9 @@ MAX_TEXT_LENGTH = 8192
 SCHEDULE_INSTANTS = ("next_fire_at", "due_at", "anchor_at", "last_fire_at")
 
 _INT64 = 2**63
+_EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -67,17 +72,18 @@ T = TypeVar("T")
 def whole_millis(value: datetime) -> datetime:
     """Cut an instant to whole milliseconds, which is what BSON holds, so that written and read back are equal."""
     value = value.astimezone(UTC)
-    return value.replace(microsecond=value.microsecond // 1000 * 1000)
+    beyond = value.microsecond % 1000
+    return value.replace(microsecond=value.microsecond - beyond) if beyond else value
 
 
 def to_millis(value: datetime) -> int:
     """Return milliseconds since 1970."""
-    return (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return (value - _EPOCH) // _MILLISECOND
 
 
 def from_millis(value: int) -> datetime:
     """Return the instant `to_millis` was made from."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=value)
+    return _EPOCH + timedelta(milliseconds=value)
 
 
 def clean_text(text: str) -> str:
@@ -211,12 +217,13 @@ def task_document(task: Task) -> dict[str, Any]:
 
 def task_changes(before: Task, after: Task) -> dict[str, Any]:
     """Return the fields of a plain document in which two states of one task differ; the context never does."""
-    names = [
-        name
-        for name in Task.model_fields
-        if name != "context" and getattr(before, name) != getattr(after, name)
-    ]
-    changes: dict[str, Any] = {name: getattr(after, name) for name in names}
+    old = vars(before)
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in vars(after).items()
+        # A copy shares what it does not change, so most need no closer look.
+        if value is not old[name] and value != old[name] and name != "context"
+    }
     if "status" in changes:
         changes["status"] = after.status.value
     for name in ("reason", "skip_reason"):
@@ -303,16 +310,21 @@ def schedule_document(state: ScheduleState) -> dict[str, Any]:
     for name in SCHEDULE_INSTANTS:
         if document[name] is not None:
             document[name] = whole_millis(document[name])
+    if state.rule is not None:
+        document["rule"] = encode_document(state.rule, what="schedule", max_bytes=MAX_JSON_BYTES)
     return document
 
 
 def schedule_from(document: Mapping[str, Any]) -> ScheduleState:
     """Return where a schedule stands."""
-    return readable(
-        "schedule of agent",
-        document["agent_id"],
-        lambda: ScheduleState.model_validate({name: document[name] for name in ScheduleState.model_fields}),
-    )
+
+    def build() -> ScheduleState:
+        fields = {name: document[name] for name in ScheduleState.model_fields if name != "rule"}
+        # Not there in a document written before schedules kept their rule.
+        rule = document.get("rule")
+        return ScheduleState.model_validate(fields | {"rule": None if rule is None else json.loads(rule)})
+
+    return readable("schedule of agent", document["agent_id"], build)
 
 
 def schedule_source(agent: Mapping[str, Any], state: ScheduleState | None) -> ScheduleSource:
@@ -393,3 +405,26 @@ def artifact_from(document: Mapping[str, Any]) -> HandoffArtifact:
         return HandoffArtifact.model_validate(fields)
 
     return readable("handoff artifact of agent", document["agent_id"], build)
+
+
+def loaded_agents(
+    agents: Iterable[Mapping[str, Any]], artifacts: Iterable[Mapping[str, Any]]
+) -> dict[int, LoadedAgent]:
+    """Return agents by id, each with the one artifact there is of it; what can't be read is logged and left out.
+
+    Args:
+        agents: Plain documents.
+        artifacts: Plain documents of the agents' newest artifacts.
+    """
+    newest = {document["agent_id"]: document for document in artifacts}
+    loaded = {}
+    for document in agents:
+        agent_id = document["id"]
+        try:
+            artifact = artifact_from(newest[agent_id]) if agent_id in newest else None
+            loaded[agent_id] = LoadedAgent(
+                agent_from(document), None if artifact is None or artifact.cleared else artifact
+            )
+        except StoreError as error:
+            _log.error("not loaded: %s", error, extra={"action": "agent_unreadable"})
+    return loaded

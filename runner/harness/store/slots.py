@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.errors import InvalidInputError
-from harness.models import Claim, FirePlan, NewTask, SkipReason, WhenBusy
+from harness.models import Claim, FirePlan, NewTask, ScheduleState, SkipReason, WhenBusy
 
 #: Candidates looked at beyond a claim's limit, for those that somebody else takes first or that can't be read.
 SPARE_CANDIDATES = 100
@@ -48,20 +48,32 @@ def free_slot(agent_id: int, max_active: int, taken: Collection[str]) -> str | N
     return next(name for number in numbers if (name := f"{agent_id}:{number}") not in taken)
 
 
-def find_place(new: NewTask, taken: Collection[str], *, is_waited: bool) -> Place | None:
+def slot_for_new(agent_id: int, max_active: int, taken: Collection[str], *, waiting: int) -> str | None:
+    """Return a free slot that no task waits for, or None: those that wait must not be overtaken between two claims.
+
+    Args:
+        agent_id: The agent.
+        max_active: How many tasks may hold a slot.
+        taken: As for `free_slot`.
+        waiting: How many of the agent's tasks wait for a slot.
+    """
+    return free_slot(agent_id, max_active - waiting, taken) if waiting < max_active else None
+
+
+def find_place(new: NewTask, taken: Collection[str], *, is_waited: bool, waiting: int) -> Place | None:
     """Return where a new task goes; None when it has to be refused.
 
     Args:
         new: The task.
         taken: Every slot of its agent that is held.
         is_waited: Whether a task is in the agent's place in the queue.
+        waiting: How many of the agent's tasks wait for a slot, that one included.
     """
     if new.skip_reason is not None:
         return Place(skip_reason=new.skip_reason)
     if is_waited and new.when_busy in (WhenBusy.QUEUE, WhenBusy.REPLACE):
-        # A slot that is free now belongs to the one that waits; it must not be overtaken between two claims.
         return Place(skip_reason=SkipReason.OVERLAP)
-    if slot := free_slot(new.agent_id, new.max_active, taken):
+    if slot := slot_for_new(new.agent_id, new.max_active, taken, waiting=waiting):
         return Place(active_slot=slot)
     match new.when_busy:
         case WhenBusy.REJECT:
@@ -108,6 +120,22 @@ def check_plan(plan: FirePlan) -> FirePlan:
     return plan.model_copy(update={"tasks": tuple(tasks)})
 
 
+def check_skips(states: Iterable[ScheduleState], skips: Sequence[NewTask]) -> Sequence[NewTask]:
+    """Return skips fit to be stored with the schedules that they are of.
+
+    Raises:
+        InvalidInputError: One is of another agent, is none, or has no `fire_at`.
+    """
+    agent_ids = {state.agent_id for state in states}
+    for new in skips:
+        if new.agent_id not in agent_ids or new.fire_at is None or new.skip_reason is None:
+            raise InvalidInputError(
+                f"a fire of agent {new.agent_id} at {new.fire_at} can't be stored with the schedules of agents "
+                f"{sorted(agent_ids)}: each is of one of them, and has a fire_at and a skip_reason"
+            )
+    return skips
+
+
 class Candidate(NamedTuple):
     """A pending task whose time has come. Candidates compare in the order in which one agent's tasks are taken."""
 
@@ -137,7 +165,7 @@ def order_of_claims(
 
     Args:
         candidates: Those there are.
-        holders: At least all of the candidates' agents.
+        holders: At least those of the candidates' agents that run; and, of agents with a candidate that waits, all.
         limit: How many at most.
     """
     taken: defaultdict[int, set[str]] = defaultdict(set)

@@ -74,8 +74,8 @@ def expire(stored: Task | None, read: Task, now: datetime, *, retry_at: datetime
         ended = _finished(stored, outcome, now)
     else:
         ended = _pending_again(_attempt_ended(stored, outcome, now), now, retry_at or now, retries=1)
-    # A fence that its runner never had, should that still live.
-    return ended.model_copy(update={"fence": stored.fence + 1})
+    # The fence stays: it runs no more, so its old runner is refused by `held`, and the next claim takes a higher one.
+    return ended
 
 
 def held(stored: Task | None, task_id: int, fence: int) -> Task:
@@ -126,7 +126,13 @@ def finish(stored: Task | None, task_id: int, fence: int, outcome: Outcome, now:
 def retry(
     stored: Task | None, task_id: int, fence: int, outcome: Outcome, now: datetime, *, due_at: datetime
 ) -> Task:
-    """Close the current attempt and let another one follow, unless the task is to be cancelled; raises like `held`."""
+    """Close the current attempt and let another one follow, unless the task is to be cancelled; raises like `held`.
+
+    A task whose attempt was put back just so already is returned itself, whatever became of it since: the call is a
+    repetition.
+    """
+    if stored is not None and _was_put_back(stored, fence, outcome):
+        return stored
     ended = _attempt_ended(held(stored, task_id, fence), outcome, now)
     return _pending_again(ended, now, due_at, retries=1)
 
@@ -134,15 +140,19 @@ def retry(
 def hand_back(stored: Task | None, task_id: int, fence: int, error: str, now: datetime) -> Task:
     """Close the current attempt as lost and let another one follow at once, as `retry` does; raises like `held`."""
     outcome = Outcome(reason=Reason.LOST, error=error)
+    if stored is not None and _was_put_back(stored, fence, outcome):
+        return stored
     return _pending_again(_attempt_ended(held(stored, task_id, fence), outcome, now), now, now, retries=0)
 
 
 def reopen(stored: Task, due_at: datetime, max_retries: int) -> Task:
-    """Let another attempt follow on a failed task.
+    """Let another attempt follow on a failed task; one that waits for just that already is returned itself.
 
     Raises:
         ConflictError: It did not fail, or its retries are used up.
     """
+    if _was_reopened(stored, due_at, max_retries):
+        return stored
     if stored.status is not TaskStatus.FAILED:
         raise ConflictError(
             f"task {stored.id} is {stored.status}, and only a failed task can be retried; run the agent again instead"
@@ -214,7 +224,19 @@ def _claimed(task: Task, claim: Claim, now: datetime) -> Task:
 
 
 def _attempt_ended(task: Task, outcome: Outcome, now: datetime) -> Task:
-    attempt = task.attempts[-1].model_copy(
+    attempt = _ended(task.attempts[-1], outcome, now)
+    return task.model_copy(
+        update={
+            "error": clip_text(outcome.error),
+            "reason": outcome.reason,
+            "attempts": (*task.attempts[:-1], attempt),
+            "lease_owner": None,
+        }
+    )
+
+
+def _ended(attempt: Attempt, outcome: Outcome, now: datetime) -> Attempt:
+    return attempt.model_copy(
         update={
             "ended_at": now,
             "reason": outcome.reason,
@@ -222,14 +244,6 @@ def _attempt_ended(task: Task, outcome: Outcome, now: datetime) -> Task:
             "error": clip_text(outcome.error),
             "output_truncated": outcome.output_truncated,
             "usage": outcome.usage,
-        }
-    )
-    return task.model_copy(
-        update={
-            "error": clip_text(outcome.error),
-            "reason": outcome.reason,
-            "attempts": (*task.attempts[:-1], attempt),
-            "lease_owner": None,
         }
     )
 
@@ -249,6 +263,27 @@ def _was_finished(task: Task, fence: int, outcome: Outcome) -> bool:
     if not task.attempts or task.completed_at is None or task.fence != fence:
         return False
     return _finished(task, outcome, task.completed_at) == task
+
+
+def _was_put_back(task: Task, fence: int, outcome: Outcome) -> bool:
+    # As in `_was_finished`. Others may have claimed the task since, so the attempt tells, and not the task's own fence.
+    attempts = [attempt for attempt in task.attempts if attempt.number == fence]
+    if (
+        not attempts
+        or attempts[0].ended_at is None
+        or attempts[0] != _ended(attempts[0], outcome, attempts[0].ended_at)
+    ):
+        return False
+    if task.status is TaskStatus.PENDING or task.attempts[-1].number != fence:
+        return True
+    # It was to be cancelled; or else it was finished, which is another end.
+    return task.completed_at is not None and _cancelled(task, task.completed_at) == task
+
+
+def _was_reopened(task: Task, due_at: datetime, max_retries: int) -> bool:
+    if task.status is not TaskStatus.PENDING or task.retry_count == 0:
+        return False
+    return (task.due_at, task.max_retries) == (whole_millis(due_at), max_retries)
 
 
 def _pending_again(task: Task, now: datetime, due_at: datetime, *, retries: int) -> Task:

@@ -14,10 +14,10 @@ from harness.store.mongo import driver
 from harness.store.mongo.agents import AGENTS, ARTIFACTS, SCHEDULES, TASKS, UNSYNCED
 from harness.store.mongo.artifacts import PENDING_FOR
 from harness.store.mongo.driver import Database, Document, DuplicateKey
-from harness.store.mongo.logs import MongoLogs
+from harness.store.mongo.retention import MongoRetention
 from harness.store.mongo.schedules import OUTBOX_SINCE
 from harness.store.mongo.secrets import MongoSecrets
-from harness.store.mongo.slots import MARKS, WAITS_FOR, WAITS_MAX
+from harness.store.mongo.slots import LOGS_GONE, MARKS, WAITS_FOR, WAITS_MAX
 
 __all__ = ["MongoStore"]
 
@@ -42,9 +42,11 @@ _FOR_LISTS = (
     [("status", 1), ("_id", -1)],
     [("agent_id", 1), ("status", 1), ("_id", -1)],
 )
+#: Tasks that have not ended have no `completed_at`, which comes before every instant.
+_FOR_RETENTION = [("agent_id", 1), (LOGS_GONE, 1), ("completed_at", 1)]
 
 
-class MongoStore(MongoLogs, MongoSecrets):
+class MongoStore(MongoRetention, MongoSecrets):
     """`harness.ports.Store` on one MongoDB database, by single-document writes alone."""
 
     def __init__(self, client: Any, *, database: str, clock: Clock | None = None) -> None:
@@ -140,5 +142,5 @@ class MongoStore(MongoLogs, MongoSecrets):
         for collection, name in _SPARSE:
             await self._db.ensure_index(collection, [(name, 1)], sparse=True)
         await self._db.ensure_index(TASKS, [(WAITS_FOR, 1), (WAITS_MAX, 1)], sparse=True)
-        for keys in _FOR_LISTS:
+        for keys in (*_FOR_LISTS, _FOR_RETENTION):
             await self._db.ensure_index(TASKS, keys)

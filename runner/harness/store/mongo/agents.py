@@ -35,9 +35,11 @@ class MongoAgents(MongoPart):
             try:
                 await self._db.insert(AGENTS, document)
             except DuplicateKey:
-                await self._check_name_is_free(draft.name)
-            else:
-                return _agent(document)
+                # The number is this call's alone: the driver repeated an insert whose answer was lost.
+                if await self._db.find_one(AGENTS, {"_id": agent_id}, fields=["_id"]) is None:
+                    await self._check_name_is_free(draft.name)
+                    continue
+            return _agent(document)
 
     async def get_agent(self, agent_id: int) -> Agent:
         """Return an agent."""

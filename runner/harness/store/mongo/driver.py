@@ -217,9 +217,10 @@ class Database:
         result = await self._call(self._database[collection].update_one(query, filled))
         return bool(result.matched_count)
 
-    async def delete(self, collection: str, query: Document) -> None:
-        """Delete every document that matches."""
-        await self._call(self._database[collection].delete_many(query))
+    async def delete(self, collection: str, query: Document) -> int:
+        """Delete every document that matches; return how many there were."""
+        result = await self._call(self._database[collection].delete_many(query))
+        return int(result.deleted_count)
 
     async def next_number(self, name: str, count: int = 1) -> int:
         """Count up the counter of that name, from 1, by `count`; return the first of these numbers.

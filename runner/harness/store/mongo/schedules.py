@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError
-from harness.models import FirePlan, ScheduleSource, ScheduleState, Task
+from harness.models import FirePlan, NewTask, Page, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
-from harness.store.documents import check_page, int64
+from harness.store.documents import check_page, from_millis, int64
 from harness.store.mongo.agents import AGENTS, SCHEDULES, TASKS, UNSYNCED
 from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
 from harness.store.mongo.tasks import MongoTasks
-from harness.store.slots import check_plan
+from harness.store.slots import check_plan, check_skips
 
 _log = logging.getLogger(__name__)
 
@@ -70,24 +70,31 @@ class MongoSchedules(MongoTasks):
         states = await self._states([agent["_id"]])
         return _source(agent, states.get(agent["_id"]))
 
-    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
-        """Store schedules whose revision nobody changed, each by its own compare-and-set."""
-        stored = await each(states, self._put)
+    async def put_schedules(
+        self, states: Sequence[ScheduleState], *, skips: Sequence[NewTask] = ()
+    ) -> Sequence[ScheduleState]:
+        """Store schedules whose revision nobody changed, each with its skips by its own compare-and-set."""
+        outboxes: dict[int, list[Document]] = {}
+        for new in check_skips(states, skips):
+            outboxes.setdefault(new.agent_id, []).append(documents.new_task_document(new))
+        stored = await each(states, lambda state: self._put(state, outboxes.get(state.agent_id, [])))
         return [state for state in stored if state is not None]
 
-    async def _put(self, state: ScheduleState) -> ScheduleState | None:
+    async def _put(self, state: ScheduleState, outbox: list[Document]) -> ScheduleState | None:
         fields = documents.schedule_document(state) | {"revision": state.revision + 1}
         agent_id = int64(fields.pop("agent_id"))
         if state.revision == 0:
             document = {name: value for name, value in fields.items() if (name, value) != ("due_at", None)}
             try:
-                await self._db.insert(SCHEDULES, {"_id": agent_id, **document})
+                await self._db.insert(
+                    SCHEDULES, {"_id": agent_id, **document, **await self._outbox_fields(outbox, 1)}
+                )
             except DuplicateKey:
                 return None
-        else:
-            unchanged = {"_id": agent_id, "revision": state.revision}
-            if not await self._db.update_one(SCHEDULES, unchanged, _set_schedule(fields)):
-                return None
+        elif not await self._accept(agent_id, state.revision, fields, outbox):
+            return None
+        if outbox:
+            await self._deliver(agent_id, outbox, state.revision + 1)
         if not await self._unmark(agent_id, state.agent_version):
             # The agent changed since this was computed, and then its mark stands already; or it is gone.
             alive = {"_id": agent_id, "deleting": None}
@@ -124,6 +131,15 @@ class MongoSchedules(MongoTasks):
             if (agent := by_id.get(schedule["_id"])) is not None and not agent.get("deleting")
         ]
 
+    async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
+        """Return the schedules in force, those that are due next first."""
+        check_page(limit)
+        query = {"due_at": {"$gt": from_millis(0)}}
+        order = [("due_at", 1), ("_id", 1)]
+        fields = [*ScheduleState.model_fields]
+        found = await self._db.find(SCHEDULES, query, sort=order, limit=limit, fields=fields)
+        return Page(tuple(map(_state, found)), await self._db.count(SCHEDULES, query), limit, 0)
+
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, each on its own."""
         prepared = [
@@ -139,23 +155,28 @@ class MongoSchedules(MongoTasks):
         fields = documents.schedule_document(state)
         fires = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
         agent_id = int64(state.agent_id)
-        unchanged = {"_id": agent_id, "revision": plan.before.revision, OUTBOX: None}
+        if await self._accept(agent_id, plan.before.revision, fires, outbox):
+            return await self._deliver(agent_id, outbox, state.revision) if outbox else []
+        return []
+
+    async def _accept(self, agent_id: int, revision: int, fields: Document, outbox: list[Document]) -> bool:
+        """Write a schedule's fields and its outbox, in one update, if it is still of that revision."""
+        unchanged = {"_id": agent_id, "revision": revision} | ({OUTBOX: None} if outbox else {})
         while True:
-            update = _set_schedule(fires)
-            if outbox:
-                now = await self.now()
-                update["$set"] |= {
-                    OUTBOX: outbox,
-                    OUTBOX_SINCE: now,
-                    OUTBOX_REVISION: state.revision,
-                }
+            update = _set_schedule(fields)
+            update["$set"] |= await self._outbox_fields(outbox, revision + 1)
             if await self._db.update_one(SCHEDULES, unchanged, update):
-                return await self._deliver(agent_id, outbox, state.revision) if outbox else []
+                return True
             schedule = await self._db.find_one(SCHEDULES, {"_id": agent_id})
-            if schedule is None or schedule["revision"] != plan.before.revision or OUTBOX not in schedule:
-                return []
+            if schedule is None or schedule["revision"] != revision or OUTBOX not in schedule:
+                return False
             # An earlier plan was cut: its tasks come first.
             await self._deliver(agent_id, schedule[OUTBOX], schedule[OUTBOX_REVISION])
+
+    async def _outbox_fields(self, outbox: list[Document], revision: int) -> Document:
+        if not outbox:
+            return {}
+        return {OUTBOX: outbox, OUTBOX_SINCE: await self.now(), OUTBOX_REVISION: revision}
 
     async def _finish_outboxes(self) -> None:
         """Carry out plans that were accepted by somebody who did not get to it."""

@@ -33,6 +33,9 @@ MARKS = (
 #: Of a pending task without a slot, its agent and its `max_active`: by them together it is found once there is room.
 WAITS_FOR, WAITS_MAX = "waits_for", "waits_max"
 
+#: Set on an ended task when its logs are deleted, so that nobody looks for them again.
+LOGS_GONE = "logs_gone"
+
 #: Tasks looked at for one claim, of those with a slot and of those that wait for one. Past this many that are due at
 #: once, agents take turns among the most urgent ones only.
 _MAX_CANDIDATES = 10_000
@@ -68,12 +71,14 @@ class MongoSlots(MongoArtifacts):
             waiting = await self._waiting(new)
             if new.when_busy is WhenBusy.REPLACE and await self._fired(key) is not None:
                 return None
-            place = find_place(new, taken, is_waited=waiting is not None)
+            # Of a full agent it does not matter who else waits.
+            waits = await self._waits(new.agent_id) if len(taken) < new.max_active else []
+            place = find_place(new, taken, is_waited=waiting is not None, waiting=len(waits))
             if place is None:
                 # The fire counts more, and is looked up last: one that got its task at this moment is no conflict.
                 if await self._fired(key) is not None:
                     return None
-                raise documents.slot_taken(new.agent_id, next(iter(taken.values())))
+                raise documents.slot_taken(new.agent_id, next(iter((*taken.values(), *waits))))
             replaces = new.when_busy is WhenBusy.REPLACE and not (place.active_slot or new.skip_reason)
             if replaces and (waiting is not None or not has_asked):
                 is_busy = free_slot(new.agent_id, new.max_active, taken) is None
@@ -86,10 +91,12 @@ class MongoSlots(MongoArtifacts):
             try:
                 await self._db.insert(TASKS, document)
             except DuplicateKey:
-                if await self._fired(key) is not None:
-                    return None
-                # Somebody else has the slot or the place in the queue; or had it, and the next try succeeds.
-                continue
+                # The number is this call's alone: the driver repeated an insert whose answer was lost.
+                if await self._db.find_one(TASKS, {"_id": task_id}, fields=["_id"]) is None:
+                    if await self._fired(key) is not None:
+                        return None
+                    # Somebody else has the slot or the place in the queue; or had it, and the next try succeeds.
+                    continue
             try:
                 await self._check_agent(new.agent_id, usable=True)
             except AgentNotFoundError:
@@ -109,6 +116,12 @@ class MongoSlots(MongoArtifacts):
         query = {"active_for": int64(agent_id)}
         found = await self._db.find(TASKS, query, sort=[("_id", 1)], limit=_MAX_SLOTS, fields=["active_slot"])
         return {task["active_slot"]: task["_id"] for task in found}
+
+    async def _waits(self, agent_id: int) -> list[int]:
+        """Return an agent's tasks that wait for a slot; as many as it can have slots are enough."""
+        query = {WAITS_FOR: int64(agent_id)}
+        found = await self._db.find(TASKS, query, sort=[("_id", 1)], limit=_MAX_SLOTS, fields=["_id"])
+        return [task["_id"] for task in found]
 
     async def _waiting(self, new: NewTask) -> int | None:
         """Return the task in the queue of a new task's agent, if that one may have to do with it."""
@@ -220,6 +233,8 @@ class MongoSlots(MongoArtifacts):
         }
         if artifact is not None:
             changes |= {PENDING_ARTIFACT: artifact, PENDING_FOR: after.agent_id}
+        # A next attempt has logs of its own.
+        placed |= {LOGS_GONE: None}
         return await self._db.update_one(
             TASKS,
             {

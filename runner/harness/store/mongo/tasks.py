@@ -15,7 +15,14 @@ from harness.store.mongo.agents import SCHEDULES, TASKS
 from harness.store.mongo.base import each
 from harness.store.mongo.driver import Document, DuplicateKey
 from harness.store.mongo.slots import MongoSlots, task_from
-from harness.store.slots import SPARE_CANDIDATES, Candidate, check_new, free_slot, order_of_claims
+from harness.store.slots import (
+    SPARE_CANDIDATES,
+    Candidate,
+    check_new,
+    free_slot,
+    order_of_claims,
+    slot_for_new,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -187,10 +194,12 @@ class MongoTasks(MongoSlots):
         while True:
             document, before = await self._existing(task_id)
             again = transitions.reopen(before, due_at, max_retries)
-            taken = await self._holders(before.agent_id)
-            slot = free_slot(before.agent_id, document["max_active"], taken)
+            if again is before:
+                return again
+            taken, waits = await self._holders(before.agent_id), await self._waits(before.agent_id)
+            slot = slot_for_new(before.agent_id, document["max_active"], taken, waiting=len(waits))
             if slot is None:
-                raise documents.slot_taken(before.agent_id, next(iter(taken.values())))
+                raise documents.slot_taken(before.agent_id, next(iter((*taken.values(), *waits))))
             try:
                 if await self._replace(document, before, again, active_slot=slot):
                     break

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from harness.models import HandoffArtifact, NewArtifact
+from harness.models import HandoffArtifact, LoadedAgent, NewArtifact
 from harness.store import documents
 from harness.store.documents import check_page, int64
 from harness.store.sqlite.agents import SqliteAgents
-from harness.store.sqlite.rows import check_agent, insert, one, to_document
+from harness.store.sqlite.rows import check_agent, insert, json_list, one, to_document
+
+_NEWEST_OF = """
+    SELECT artifacts.* FROM json_each(?) AS wanted JOIN artifacts ON artifacts.agent_id = wanted.value
+    WHERE version = (SELECT max(version) FROM artifacts WHERE agent_id = wanted.value)"""
 
 
 class SqliteArtifacts(SqliteAgents):
@@ -30,6 +34,17 @@ class SqliteArtifacts(SqliteAgents):
         """Return the newest artifact, unless it marks a clear."""
         newest = await self._file.read(lambda db: _newest_artifact(db, agent_id))
         return None if newest is None or newest.cleared else newest
+
+    async def load_agents(self, agent_ids: Collection[int]) -> Mapping[int, LoadedAgent]:
+        """Return agents by id, each with its newest artifact."""
+        ids = json_list(map(int64, set(agent_ids)))
+
+        def work(db: sqlite3.Connection) -> tuple[list[sqlite3.Row], list[sqlite3.Row]]:
+            sql = "SELECT * FROM agents WHERE id IN (SELECT value FROM json_each(?))"
+            return db.execute(sql, (ids,)).fetchall(), db.execute(_NEWEST_OF, (ids,)).fetchall()
+
+        agents, artifacts = await self._file.read(work)
+        return documents.loaded_agents(map(to_document, agents), map(to_document, artifacts))
 
     async def clear_artifact(self, agent_id: int) -> None:
         """Make the next run a first run."""

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from harness.errors import (
     StoreUnavailableError,
 )
 from harness.store.documents import SCHEMA_VERSION
+from harness.store.sqlite.writes import WriteQueue, transact
 
 #: How long a statement waits for another process's transaction. Ours take milliseconds; a checkpoint of a large log
 #: on a slow disk can take a second.
@@ -46,6 +48,8 @@ _SCHEMA = (
         save_handoff INTEGER NOT NULL, max_active INTEGER NOT NULL, fire_key TEXT UNIQUE, active_slot TEXT UNIQUE,
         queue_slot TEXT UNIQUE, result TEXT, error TEXT, attempts TEXT NOT NULL, context TEXT)""",
     # Each ends in the row's id, so one serves both a filter and the order by id, and counts without the table.
+    # The same for pages of all tasks: the table has the ids too, but spread over everything else.
+    "CREATE INDEX tasks_by_id ON tasks (id)",
     "CREATE INDEX tasks_by_agent ON tasks (agent_id)",
     "CREATE INDEX tasks_by_status ON tasks (status)",
     "CREATE INDEX tasks_by_agent_and_status ON tasks (agent_id, status)",
@@ -82,6 +86,17 @@ _LATER_TABLES = (
         name TEXT PRIMARY KEY, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
         ciphertext BLOB NOT NULL)""",
 )
+_LATER_COLUMNS = (
+    # What a schedule was computed from.
+    ("schedules", "rule", "TEXT"),
+    # Set on an ended task when its logs are deleted, so that nobody looks for them again.
+    ("tasks", "logs_gone", "INTEGER NOT NULL DEFAULT 0"),
+)
+_LATER_INDEXES = (
+    # Ended tasks, those whose logs are gone apart from the others, each in the order of their ends.
+    """CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (agent_id, logs_gone, completed_at)
+        WHERE completed_at IS NOT NULL""",
+)
 
 T = TypeVar("T")
 
@@ -95,6 +110,10 @@ class _Connection(aiosqlite.Connection):
         """
         execute: Callable[..., Awaitable[T]] = self._execute
         return await execute(work, self._conn)
+
+    def post(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Have the connection's thread call `work` after what it was given before; nobody waits for that."""
+        self._tx.put_nowait((None, partial(work, self._conn)))
 
 
 class SqliteFile:
@@ -110,6 +129,7 @@ class SqliteFile:
         self._path = path
         self._lock_timeout_seconds = lock_timeout_seconds
         self._connection: _Connection | None = None
+        self._writes = WriteQueue()
         self._opening = asyncio.Lock()
         self.store_id = ""
 
@@ -142,33 +162,30 @@ class SqliteFile:
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the database."""
-        return await self._transact("BEGIN", work)
-
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as the only writer, and commit durably; when it raises, nothing is written."""
-        # IMMEDIATE: a transaction that reads first and then finds another writer could only fail, not wait.
-        return await self._transact("BEGIN IMMEDIATE", work)
-
-    async def _transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is None:
-            raise StoreUnavailableError(f"the store {self._name} is not open; await its open() first")
-
-        def run(connection: sqlite3.Connection) -> T:
-            connection.execute(begin)
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors, such as a full disk.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
+        connection = self._open_connection()
         try:
-            return await self._connection.run(run)
+            return await connection.run(lambda db: transact(db, "BEGIN", work))
         except sqlite3.Error as error:
             raise self._explain(error) from error
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as the only writer, and commit durably; when it raises, nothing is written.
+
+        Writes that wait at the same moment share a commit, see `harness.store.sqlite.writes`; so `work` may be called
+        a second time, after all that the first call did was undone.
+        """
+        connection = self._open_connection()
+        write = self._writes.add(work)
+        connection.post(self._writes.run_some)
+        try:
+            return await write.answer
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+
+    def _open_connection(self) -> _Connection:
+        if self._connection is None:
+            raise StoreUnavailableError(f"the store {self._name} is not open; await its open() first")
+        return self._connection
 
     @property
     def _name(self) -> str:
@@ -284,7 +301,11 @@ class SqliteFile:
 
 
 def _add_later_parts(connection: sqlite3.Connection) -> None:
-    for statement in _LATER_TABLES:
+    for table, column, kind in _LATER_COLUMNS:
+        known = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if column not in known:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    for statement in (*_LATER_TABLES, *_LATER_INDEXES):
         connection.execute(statement)
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from harness.errors import AgentNotFoundError
@@ -28,6 +29,8 @@ _INSTANTS = frozenset(
 )
 _LISTS = frozenset({"files", "attempts"})
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat).encode
+
 
 def one(db: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
     """Return the first row, or None."""
@@ -37,20 +40,19 @@ def one(db: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
 
 def insert(db: sqlite3.Connection, table: str, fields: Mapping[str, Any]) -> int:
     """Insert a plain document; return its row id."""
-    return db.execute(_insert_sql(table, fields), to_row(fields)).lastrowid or 0
+    return db.execute(_insert_sql(table, tuple(fields)), to_row(fields)).lastrowid or 0
 
 
 def insert_many(db: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Insert plain documents that all have the same fields."""
     listed = list(rows)
     if listed:
-        db.executemany(_insert_sql(table, listed[0]), map(to_row, listed))
+        db.executemany(_insert_sql(table, tuple(listed[0])), map(to_row, listed))
 
 
 def update(db: sqlite3.Connection, table: str, key: int, changes: Mapping[str, Any]) -> None:
     """Change the row with that id."""
-    marks = ", ".join(f'"{name}" = ?' for name in changes)
-    db.execute(f"UPDATE {table} SET {marks} WHERE id = ?", [*to_row(changes), key])  # noqa: S608 - as in _insert_sql
+    db.execute(_update_sql(table, tuple(changes)), [*to_row(changes), key])
 
 
 def json_list(values: Iterable[object]) -> str:
@@ -60,7 +62,14 @@ def json_list(values: Iterable[object]) -> str:
 
 def to_row(fields: Mapping[str, Any]) -> list[Any]:
     """Return a plain document's values as SQLite holds them."""
-    return [_column(value) for value in fields.values()]
+    return [
+        to_millis(value)
+        if isinstance(value, datetime)
+        else _encode(value)
+        if isinstance(value, list)
+        else value
+        for value in fields.values()
+    ]
 
 
 def to_document(row: sqlite3.Row) -> dict[str, Any]:
@@ -87,16 +96,15 @@ def check_agent(db: sqlite3.Connection, agent_id: int, *, usable: bool = False) 
         raise documents.agent_is_being_deleted(agent_id)
 
 
-def _insert_sql(table: str, fields: Mapping[str, Any]) -> str:
-    names = ", ".join(f'"{name}"' for name in fields)
-    marks = ", ".join("?" for _ in fields)
+@lru_cache
+def _insert_sql(table: str, names: tuple[str, ...]) -> str:
+    columns = ", ".join(f'"{name}"' for name in names)
+    marks = ", ".join("?" for _ in names)
     # Table and field names are ours; all values are bound.
-    return f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
+    return f"INSERT INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608
 
 
-def _column(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return to_millis(value)
-    if isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat)
-    return value
+@lru_cache
+def _update_sql(table: str, names: tuple[str, ...]) -> str:
+    marks = ", ".join(f'"{name}" = ?' for name in names)
+    return f"UPDATE {table} SET {marks} WHERE id = ?"  # noqa: S608 - as in _insert_sql

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from harness.errors import AgentNotFoundError
-from harness.models import FirePlan, NewTask, ScheduleSource, ScheduleState, Task
+from harness.models import FirePlan, NewTask, Page, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
-from harness.store.slots import check_plan
+from harness.store.slots import check_plan, check_skips
 from harness.store.sqlite.rows import json_list, one, to_row
 from harness.store.sqlite.slots import TaskWriter
 from harness.store.sqlite.tasks import SqliteTasks
@@ -55,13 +55,19 @@ class SqliteSchedules(SqliteTasks):
             raise AgentNotFoundError(f"there is no agent {agent_id}")
         return _source(row)
 
-    async def put_schedules(self, states: Sequence[ScheduleState]) -> Sequence[ScheduleState]:
-        """Store schedules whose revision nobody changed."""
+    async def put_schedules(
+        self, states: Sequence[ScheduleState], *, skips: Sequence[NewTask] = ()
+    ) -> Sequence[ScheduleState]:
+        """Store schedules whose revision nobody changed, and the fires they skip by that, in one transaction."""
         rows = [documents.schedule_document(state) for state in states]
+        checked = check_skips(states, skips)
 
         def work(db: sqlite3.Connection) -> list[ScheduleState]:
             stored = [raised for fields in rows if (raised := _put(db, fields))]
-            _update_marks(db, (state.agent_id for state in stored))
+            agent_ids = {state.agent_id for state in stored}
+            if checked:
+                _store_fires(db, [new for new in checked if new.agent_id in agent_ids], self._now())
+            _update_marks(db, agent_ids)
             return stored
 
         return await self._file.write(work)
@@ -73,6 +79,19 @@ class SqliteSchedules(SqliteTasks):
             WHERE schedules.due_at <= ? ORDER BY schedules.due_at, schedules.agent_id LIMIT ?"""
         values = (to_millis(self._now()), limit)
         return list(map(_source, await self._file.read(lambda db: db.execute(sql, values).fetchall())))
+
+    async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
+        """Return the schedules in force, those that are due next first."""
+        check_page(limit)
+        sql = f"""SELECT {", ".join(f"{name} AS s_{name}" for name in _STATE_FIELDS)} FROM schedules
+            WHERE due_at IS NOT NULL ORDER BY due_at, agent_id LIMIT ?"""  # noqa: S608 - as above
+
+        def work(db: sqlite3.Connection) -> tuple[int, list[sqlite3.Row]]:
+            count = db.execute("SELECT count(*) FROM schedules WHERE due_at IS NOT NULL").fetchone()[0]
+            return count, db.execute(sql, (limit,)).fetchall()
+
+        count, rows = await self._file.read(work)
+        return Page(tuple(map(_state, rows)), count, limit, 0)
 
     async def fire_schedules(self, plans: Sequence[FirePlan]) -> Sequence[Task]:
         """Carry plans out, all of them in one transaction."""
@@ -135,9 +154,12 @@ def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime)
 def _source(row: sqlite3.Row) -> ScheduleSource:
     agent = {name: row[name] for name in ("id", "version", "config")}
     agent["created_at"] = from_millis(row["created_at"])
+    return documents.schedule_source(agent, None if row["s_agent_id"] is None else _state(row))
+
+
+def _state(row: sqlite3.Row) -> ScheduleState:
     state = {name: row[f"s_{name}"] for name in _STATE_FIELDS}
     for name in documents.SCHEDULE_INSTANTS:
         if state[name] is not None:
             state[name] = from_millis(state[name])
-    known = state["agent_id"] is not None
-    return documents.schedule_source(agent, documents.schedule_from(state) if known else None)
+    return documents.schedule_from(state)

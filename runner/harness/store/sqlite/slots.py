@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,10 +17,29 @@ from harness.store.sqlite.rows import insert_many, json_list, one, to_document, 
 _HOLDERS = """
     SELECT agent_id, active_slot, status = 'running' AS is_running, id FROM tasks
     WHERE active_slot IS NOT NULL AND agent_id IN (SELECT value FROM json_each(?))"""
-# Those with a slot, and as many of those that wait as there are free slots for; so a long queue that is blocked is never
-# read beyond its index. Indexes are named, since without statistics SQLite takes all values of `status` for equally
-# frequent. The columns are those of `Candidate`.
-_CANDIDATES = """
+_HOLDERS_FOR_CLAIM = f"""{_HOLDERS}
+    AND (status = 'running' OR agent_id IN (SELECT value FROM json_each(?)))"""  # noqa: S608 - the text above
+# In both of these the columns are those of `Candidate`. Indexes are named, since without statistics SQLite takes all
+# values of `status` for equally frequent.
+#
+# The first ones of those with a slot, in the order of `order_of_claims`: nothing that is read beside them can bring one
+# forward that is left out here. So of a backlog of thousands only these are made objects of.
+_READY = """
+    WITH running AS MATERIALIZED (
+        SELECT agent_id, count(*) AS runs FROM tasks INDEXED BY tasks_in_slots
+        WHERE active_slot IS NOT NULL AND status = 'running' GROUP BY agent_id),
+    ready AS (
+        SELECT priority, due_at, id, agent_id, active_slot, max_active,
+            row_number() OVER (PARTITION BY agent_id, priority ORDER BY due_at, id) AS turn
+        FROM tasks INDEXED BY tasks_ready
+        WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now)
+    SELECT -priority, due_at, id, agent_id, active_slot, max_active FROM ready LEFT JOIN running USING (agent_id)
+    ORDER BY priority DESC, turn, coalesce(runs, 0), due_at, id LIMIT :limit"""
+_IS_READY = """
+    SELECT 1 FROM tasks INDEXED BY tasks_ready
+    WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now LIMIT 1"""
+# As many of those that wait as there are free slots for; so a long queue that is blocked is never read beyond its index.
+_QUEUED = """
     WITH holding AS MATERIALIZED (
         SELECT agent_id, count(*) AS held FROM tasks WHERE active_slot IS NOT NULL GROUP BY agent_id),
     waiting AS (
@@ -34,9 +53,7 @@ _CANDIDATES = """
             row_number() OVER (PARTITION BY agent_id ORDER BY priority DESC, due_at, id) AS place
         FROM room CROSS JOIN tasks INDEXED BY tasks_waiting USING (agent_id)
         WHERE status = 'pending' AND active_slot IS NULL AND due_at <= :now AND max_active > held)
-    SELECT -priority, due_at, id, agent_id, active_slot, max_active FROM tasks INDEXED BY tasks_ready
-        WHERE status = 'pending' AND active_slot IS NOT NULL AND due_at <= :now
-    UNION ALL SELECT -priority, due_at, id, agent_id, NULL, max_active FROM queued WHERE place <= places"""
+    SELECT -priority, due_at, id, agent_id, NULL, max_active FROM queued WHERE place <= places"""
 
 
 class TaskWriter:
@@ -53,6 +70,7 @@ class TaskWriter:
         sql = "SELECT agent_id, id FROM tasks WHERE queue_slot IN (SELECT value FROM json_each(?))"
         names = json_list(queue_slot(agent_id) for agent_id in ids)
         self._waiting: dict[int, int] = dict(db.execute(sql, (names,)).fetchall())
+        self._waits = waiting_tasks(db, ids)
         last = one(db, "SELECT seq FROM sqlite_sequence WHERE name = 'tasks'")
         self._last_id: int = 0 if last is None else last["seq"]
         self._rows: list[dict[str, Any]] = []
@@ -64,23 +82,26 @@ class TaskWriter:
             AgentBusyError: No slot is free, and the task neither waits nor is skipped.
         """
         agent_id, taken = new.agent_id, self._taken[new.agent_id]
-        place = find_place(new, taken, is_waited=agent_id in self._waiting)
+        waits = self._waits[agent_id]
+        place = find_place(new, taken, is_waited=agent_id in self._waiting, waiting=len(waits))
         if (
             new.when_busy is WhenBusy.REPLACE
             and place is not None
             and not (place.active_slot or new.skip_reason)
         ):
             self._make_room(new)
-            place = find_place(new, taken, is_waited=False)
+            place = find_place(new, taken, is_waited=False, waiting=len(waits))
         if place is None:
-            raise documents.slot_taken(agent_id, next(iter(taken.values())))
+            raise documents.slot_taken(agent_id, next(iter((*taken.values(), *waits))))
         task = transitions.new_task(self._last_id + 1, new, place, self._now, claim)
         self._rows.append(_task_fields(task, new, place))
         self._last_id = task.id
         if place.active_slot is not None:
             taken[place.active_slot] = task.id
-        elif place.queue_slot is not None:
-            self._waiting[agent_id] = task.id
+        elif place.skip_reason is None:
+            waits.append(task.id)
+            if place.queue_slot is not None:
+                self._waiting[agent_id] = task.id
         return task
 
     def flush(self) -> None:
@@ -100,6 +121,8 @@ class TaskWriter:
                 if after.status.is_final:
                     del taken[slot]
         waiting = stored_task(self._db, self._waiting.pop(agent_id, 0))
+        if waiting is not None:
+            self._waits[agent_id].remove(waiting.id)
         skipped = transitions.supersede(waiting, self._now)
         if waiting is not None and skipped is not None:
             change_task(self._db, waiting, skipped)
@@ -119,6 +142,9 @@ def task_from_row(row: sqlite3.Row) -> Task:
 def change_task(db: sqlite3.Connection, before: Task, after: Task, *, active_slot: str | None = None) -> Task:
     """Write the difference between two states of a task, which may also get a slot; return the second."""
     changes = documents.task_changes(before, after)
+    if before.status.is_final and not after.status.is_final:
+        # Its next attempt has logs of its own.
+        changes["logs_gone"] = False
     if after.status.is_final:
         changes |= {"active_slot": None, "queue_slot": None}
     elif active_slot is not None:
@@ -134,6 +160,17 @@ def held_slots(db: sqlite3.Connection, agent_id: int) -> dict[str, int]:
     return {row["active_slot"]: row["id"] for row in rows}
 
 
+def waiting_tasks(db: sqlite3.Connection, agent_ids: Iterable[int]) -> defaultdict[int, list[int]]:
+    """Return, by agent, the tasks that wait for a slot."""
+    sql = """
+        SELECT agent_id, id FROM tasks INDEXED BY tasks_waiting
+        WHERE status = 'pending' AND active_slot IS NULL AND agent_id IN (SELECT value FROM json_each(?))"""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for agent_id, task_id in db.execute(sql, (json_list(agent_ids),)):
+        found[agent_id].append(task_id)
+    return found
+
+
 def max_active_of(db: sqlite3.Connection, task_id: int) -> int:
     """Return how many tasks may hold a slot of its agent for this one to get one."""
     row = one(db, "SELECT max_active FROM tasks WHERE id = ?", int64(task_id))
@@ -142,15 +179,30 @@ def max_active_of(db: sqlite3.Connection, task_id: int) -> int:
 
 def has_claimable(db: sqlite3.Connection, now: datetime) -> bool:
     """Whether there is anything to be claimed."""
-    return db.execute(f"{_CANDIDATES} LIMIT 1", {"now": to_millis(now)}).fetchone() is not None
+    values = {"now": to_millis(now)}
+    return any(db.execute(sql, values).fetchone() for sql in (_IS_READY, f"{_QUEUED} LIMIT 1"))
 
 
 def claimable(db: sqlite3.Connection, now: datetime, *, limit: int) -> Sequence[Candidate]:
     """Return what is to be claimed, in order, each with the slot it has or gets."""
-    candidates = list(map(Candidate._make, db.execute(_CANDIDATES, {"now": to_millis(now)})))
-    agent_ids = {candidate.agent_id for candidate in candidates}
-    holders = (Holder(*row[:3]) for row in db.execute(_HOLDERS, (json_list(agent_ids),)))
+    values = {"now": to_millis(now), "limit": limit}
+    candidates = [Candidate(*row) for sql in (_READY, _QUEUED) for row in db.execute(sql, values)]
+    agent_ids = json_list({candidate.agent_id for candidate in candidates})
+    waiting_ids = json_list({candidate.agent_id for candidate in candidates if candidate.active_slot is None})
+    holders = (Holder(*row[:3]) for row in db.execute(_HOLDERS_FOR_CLAIM, (agent_ids, waiting_ids)))
     return order_of_claims(candidates, holders, limit=limit)
+
+
+def with_rows(
+    db: sqlite3.Connection, candidates: Sequence[Candidate], *, at_once: int
+) -> Iterator[tuple[Candidate, sqlite3.Row]]:
+    """Yield candidates with their rows, read for `at_once` of them at a time."""
+    sql = "SELECT * FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+    for start in range(0, len(candidates), at_once):
+        some = candidates[start : start + at_once]
+        rows = db.execute(sql, (json_list(candidate.task_id for candidate in some),))
+        by_id = {row["id"]: row for row in rows}
+        yield from ((candidate, by_id[candidate.task_id]) for candidate in some)
 
 
 def _task_fields(task: Task, new: NewTask, place: Place) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from harness.errors import StoreError, TaskNotFoundError
 from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
-from harness.store.slots import SPARE_CANDIDATES, check_new, free_slot
+from harness.store.slots import SPARE_CANDIDATES, check_new, slot_for_new
 from harness.store.sqlite.artifacts import SqliteArtifacts, insert_next_artifact
 from harness.store.sqlite.rows import check_agent, one
 from harness.store.sqlite.slots import (
@@ -24,6 +24,8 @@ from harness.store.sqlite.slots import (
     max_active_of,
     stored_task,
     task_from_row,
+    waiting_tasks,
+    with_rows,
 )
 
 _log = logging.getLogger(__name__)
@@ -81,12 +83,13 @@ class SqliteTasks(SqliteArtifacts):
             wanted["agent_id"] = int64(agent_id)
         if status is not None:
             wanted["status"] = status.value
-        where = " AND ".join(f"{name} = :{name}" for name in wanted) or "TRUE"
-        count_sql = f"SELECT count(*) FROM tasks WHERE {where}"  # noqa: S608 - fixed names; values are bound
-        # With a filter the ids come from an index alone, so that a far page does not read the rows before it.
+        # Without a condition SQLite counts an index's pages, with any it counts rows.
+        where = f"WHERE {' AND '.join(f'{name} = :{name}' for name in wanted)}" if wanted else ""
+        count_sql = f"SELECT count(*) FROM tasks {where}"  # noqa: S608 - fixed names; values are bound
+        # The ids come from an index alone, so that a far page does not read the rows before it.
         page_sql = (
             "SELECT * FROM tasks WHERE id IN "  # noqa: S608 - as above
-            f"(SELECT id FROM tasks WHERE {where} ORDER BY id DESC LIMIT :limit OFFSET :offset) ORDER BY id DESC"
+            f"(SELECT id FROM tasks {where} ORDER BY id DESC LIMIT :limit OFFSET :offset) ORDER BY id DESC"
         )
 
         def work(db: sqlite3.Connection) -> tuple[int, list[sqlite3.Row]]:
@@ -112,11 +115,13 @@ class SqliteTasks(SqliteArtifacts):
         def work(db: sqlite3.Connection) -> list[Task]:
             now = self._now()
             claimed: list[Task] = []
-            for candidate in claimable(db, now, limit=limit + SPARE_CANDIDATES):
+            for candidate, row in with_rows(
+                db, claimable(db, now, limit=limit + SPARE_CANDIDATES), at_once=limit
+            ):
                 if len(claimed) == limit:
                     break
                 try:
-                    task = _existing_task(db, candidate.task_id)
+                    task = task_from_row(row)
                 except StoreError as error:
                     # One record that can't be read must not keep all others waiting.
                     _log.error("not claimed: %s", error, extra={"action": "task_unreadable"})
@@ -184,11 +189,14 @@ class SqliteTasks(SqliteArtifacts):
         def work(db: sqlite3.Connection) -> Task:
             task = _existing_task(db, task_id)
             again = transitions.reopen(task, due_at, max_retries)
+            if again is task:
+                return task
             check_agent(db, task.agent_id, usable=True)
             taken = held_slots(db, task.agent_id)
-            slot = free_slot(task.agent_id, max_active_of(db, task_id), taken)
+            waits = waiting_tasks(db, [task.agent_id])[task.agent_id]
+            slot = slot_for_new(task.agent_id, max_active_of(db, task_id), taken, waiting=len(waits))
             if slot is None:
-                raise documents.slot_taken(task.agent_id, next(iter(taken.values())))
+                raise documents.slot_taken(task.agent_id, next(iter((*taken.values(), *waits))))
             return change_task(db, task, again, active_slot=slot)
 
         return await self._file.write(work)
