@@ -121,8 +121,8 @@ def keygen() -> None:
 def rotate(*, as_json: JsonOption = False) -> None:
     """Encrypt all secrets anew under the first key of HARNESS_SECRETS_KEY.
 
-    Put the new key before the old one, as HARNESS_SECRETS_KEY="$NEW,$OLD", for every server and runner, and restart
-    them; rotate; then leave the old one out.
+    Before: put the new key behind the old one for every server and runner, and restart them; then before it, and
+    restart them again. Afterwards: leave the old one out.
 
     \b
     Example:
