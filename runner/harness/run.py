@@ -165,7 +165,8 @@ class TaskRun:
                 return self._as_result(SandboxResult(Reason.LOST, -1, error.message), None)
             except Exception as error:
                 # A callback's mistake or ours: whoever called learns of it, and the task must not seem to run on.
-                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, f"the runner failed: {error!r}"))
+                problem = self._secrets.text(f"the runner failed: {error!r}")
+                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, problem))
                 raise
 
     async def stop(self, reason: Reason, message: str) -> None:
@@ -248,11 +249,11 @@ class TaskRun:
         except SandboxError as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
         finally:
-            sink.finish()
             self._session = None
             self._lease.when_lost(None)
             flushing.cancel()
             await asyncio.gather(flushing, return_exceptions=True)
+            sink.finish()
 
     def _stopped_early(self) -> SandboxResult | None:
         """Return the result of a run that was stopped before its agent began."""

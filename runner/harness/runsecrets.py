@@ -41,8 +41,8 @@ class RunSecrets:
         return cls({variable: values[name] for variable, name in names.items()})
 
     def text(self, text: str) -> str:
-        """Mask a text."""
-        return self._masker.text(text)
+        """Mask a text for people, which may have been cut to a bound."""
+        return self._masker.text(text, is_cut=True)
 
     def result(self, result: SandboxResult) -> SandboxResult:
         """Mask all of a result that an agent can write into."""

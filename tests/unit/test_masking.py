@@ -115,10 +115,22 @@ def test_overlapping_secrets_become_one_mask() -> None:
     assert masked(["abcdefgh", "abcdefghijkl"], b"abcdefghij", b"kl abcdefghij ") == b"*** ***ij "
 
 
-def test_the_begin_of_a_secret_at_the_end_is_masked_unless_it_is_short() -> None:
+def test_half_a_secret_at_the_end_is_masked_where_something_may_have_cut_it() -> None:
     assert masked([PLAIN], f"cut: {PLAIN[:12]}".encode()) == b"cut: ***"
     assert masked([PLAIN], b"cut: sk-live") == b"cut: sk-live"
-    assert Masker([PLAIN]).text(f"ValueError: {PLAIN}"[:25]) == "ValueError: ***"
+    assert Masker([PLAIN]).text(f"ValueError: {PLAIN}"[:25], is_cut=True) == "ValueError: ***"
+    assert Masker([PLAIN]).text(f"whole: {PLAIN[:12]}") == f"whole: {PLAIN[:12]}"
+
+
+def test_the_first_words_of_an_address_are_no_secret() -> None:
+    secret = "postgres://user:5cT8pLw7@db.example/main"
+
+    assert masked([secret], b"the driver is postgres") == b"the driver is postgres"
+    assert masked([secret, "postgres-12"], b"it is postgres-12") == b"it is ***"
+    assert Masker([secret]).json({"driver": "postgres", "url": secret}) == {
+        "driver": "postgres",
+        "url": "***",
+    }
 
 
 def test_blanks_around_a_secret_hold_nothing_back() -> None:

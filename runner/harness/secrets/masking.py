@@ -12,13 +12,16 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, quote_plus
 
 from harness.secrets.rules import is_maskable
 
 #: No form of a secret is shorter, in bytes; so many bytes at its begin are what it is looked for by.
 HEAD_BYTES = 8
+
+#: What comes after some data: perhaps more; nothing, and something may have cut it short; nothing, it is all there.
+End = Literal["open", "cut", "whole"]
 
 #: Stand in the place of a secret. The first one counts whose character is in no secret, so that no mask, with what is
 #: beside it, reads as another secret.
@@ -49,12 +52,12 @@ class Masker:
         """Return a stream of its own to be masked."""
         return MaskedStream(self)
 
-    def text(self, text: str) -> str:
-        """Mask a whole text."""
+    def text(self, text: str, *, is_cut: bool = False) -> str:
+        """Mask a text; one that may have been cut short as `MaskedStream.finish` does."""
         if not self:
             return text
         stream = self.stream()
-        masked = stream.feed(text.encode(errors="surrogatepass")) + stream.finish()
+        masked = stream.feed(text.encode(errors="surrogatepass")) + stream.finish(is_cut=is_cut)
         return masked.decode(errors="surrogatepass")
 
     def json(self, value: Any) -> Any:
@@ -81,11 +84,11 @@ class Masker:
             masked[new] = self.json(item)
         return masked
 
-    def find(self, data: bytes, *, is_last: bool) -> tuple[list[tuple[int, int]], int]:
+    def find(self, data: bytes, end: End) -> tuple[list[tuple[int, int]], int]:
         """Return where secrets stand in `data`, by rising begin, and where what may be the begin of one starts.
 
-        Before that place nothing can change by what comes after `data`. When nothing does, and it is `HEAD_BYTES` long
-        or more, it counts as a secret: something has cut it.
+        Before that place nothing can change by what comes after `data`. Where something was cut, half a secret at the
+        end counts as one. Less does not: the first words of an address are no secret.
         """
         spans: list[tuple[int, int]] = []
         size = len(data)
@@ -96,10 +99,14 @@ class Masker:
                 if data.startswith(form, at):
                     spans.append((at, at + len(form)))
                     break
-                if len(form) > size - at and form.startswith(data[at:]):
-                    return ([*spans, (at, size)], size) if is_last else (spans, at)
+                if end != "whole" and len(form) > size - at and form.startswith(data[at:]):
+                    if end == "open":
+                        return spans, at
+                    if 2 * (size - at) >= len(form):
+                        spans.append((at, size))
+                        break
             found = self._search(data, at + 1)
-        if not is_last:
+        if end == "open":
             for length in range(min(HEAD_BYTES - 1, size), 0, -1):
                 if data[size - length :] in self._short_starts:
                     return spans, size - length
@@ -119,20 +126,20 @@ class MaskedStream:
 
     def feed(self, data: bytes) -> bytes:
         """Take a piece; return what is certain of it, and of what was held back."""
-        return self._advance(self._held + data if self._held else data, is_last=False)
+        return self._advance(self._held + data if self._held else data, "open")
 
-    def finish(self) -> bytes:
-        """Return the rest. The begin of a secret, as a cut leaves it, is masked too unless it is very short."""
-        return self._advance(self._held, is_last=True)
+    def finish(self, *, is_cut: bool = True) -> bytes:
+        """Return the rest. Half a secret at its end is masked too, unless nothing can have cut it."""
+        return self._advance(self._held, "cut" if is_cut else "whole")
 
-    def _advance(self, data: bytes, *, is_last: bool) -> bytes:
-        spans, safe = self._masker.find(data, is_last=is_last)
+    def _advance(self, data: bytes, end: End) -> bytes:
+        spans, safe = self._masker.find(data, end)
         at = self._hidden
         shown: list[bytes] = []
-        for start, end in spans:
+        for start, stop in spans:
             if start >= at:
                 shown += (data[at:start], self._mask)
-            at = max(at, end)
+            at = max(at, stop)
         shown.append(data[at:safe])
         self._hidden = max(0, at - safe)
         self._held = data[safe:]
