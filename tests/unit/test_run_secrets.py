@@ -135,15 +135,25 @@ async def test_a_derived_state_holds_no_secret_not_even_an_old_one(shop: Shop) -
     assert TOKEN not in repr(artifact)
 
 
+class Quoting:
+    """A compressor whose complaint quotes all it was given."""
+
+    async def compress(self, **given: Any) -> dict[str, Any]:
+        raise ValueError(f"nothing to be made of {given}")
+
+
 async def test_a_refused_state_names_no_secret(shop: Shop) -> None:
     agent = await shop.agent(secrets=NAMES)
-    await shop.store.save_artifact(agent.id, NewArtifact(state={TOKEN: "x" * 60_000}))
-    shop.sandbox.behave = lambda _job: says(("stdout", b'HANDOFF_STATE {"more": "' + b"y" * 20_000 + b'"}\n'))
+    await shop.store.save_artifact(agent.id, NewArtifact(state={"from before": TOKEN}))
+    executor = AgentExecutor(
+        store=shop.store, sandbox=shop.sandbox, clock=shop.clock, settings=shop.settings, compressor=Quoting()
+    )
 
-    result = await run(shop, agent)
+    result = await executor.execute_agent(agent.id)
 
     assert result.reason is Reason.STATE_REJECTED
-    assert TOKEN not in (result.error_message or "")
+    assert "{'from before': '***'}" in (result.error_message or "")
+    assert TOKEN not in repr(await shop.store.get_task(result.task_id))
 
 
 async def test_the_cap_on_output_cuts_after_the_masking(shop: Shop) -> None:
