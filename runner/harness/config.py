@@ -85,7 +85,9 @@ class ScheduleConfig(_Section):
 
     #: ``interval`` uses `interval_minutes` or `interval_seconds`, ``cron`` uses `cron`.
     type: Literal["interval", "cron"]
+    #: From one fire to the next.
     interval_minutes: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES)] | None = None
+    #: The same in seconds; one of the two.
     interval_seconds: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES * 60)] | None = None
     #: Five-field cron expression, or a name such as ``@daily``; see `harness.cron`.
     cron: str | None = None
@@ -93,9 +95,11 @@ class ScheduleConfig(_Section):
     timezone: str = "UTC"
     #: Each fire is put off by its own share of this, fixed by agent id and fire time, and never past the next fire.
     jitter_seconds: Annotated[float, Field(ge=0, le=86400)] = 0
-    #: First and last instant at which it may fire, both included; fractions of a second are cut off.
+    #: First instant at which it may fire; fractions of a second are cut off.
     start_at: _ScheduleInstant | None = None
+    #: Last instant at which it may fire, itself included; fractions of a second are cut off.
     end_at: _ScheduleInstant | None = None
+    #: Whether it fires at all.
     enabled: bool = True
 
     #: What to do with a fire while a run of the agent is active: record it as skipped, let one fire wait, run it beside
@@ -108,6 +112,7 @@ class ScheduleConfig(_Section):
     #: Which missed fires still run: the newest one, the newest `catch_up_limit` ones, or none. The others are recorded
     #: as skipped.
     catch_up: Literal["latest", "all", "none"] = "latest"
+    #: Most missed fires that still run, under ``all``.
     catch_up_limit: Annotated[int, Field(ge=1, le=1000)] = 10
 
     @field_validator("cron")
@@ -229,9 +234,13 @@ class RetentionConfig(_Section):
 class AgentConfig(_Section):
     """The typed view of `Agent.config`."""
 
+    #: When it runs by itself; None: never.
     schedule: ScheduleConfig | None = None
+    #: What a run may use.
     limits: LimitsConfig = LimitsConfig()
+    #: How often a failed run is tried again.
     retry: RetryConfig = RetryConfig()
+    #: How long what its runs leave is kept.
     retention: RetentionConfig = RetentionConfig()
     #: Tasks of agents with a higher number are started first.
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
@@ -324,8 +333,16 @@ def describe_problems(error: ValidationError) -> str:
 
 def list_problems(error: ValidationError) -> tuple[Problem, ...]:
     """Return pydantic's findings, value by value, as `describe_problems` says them."""
-    problems = []
-    for problem in error.errors(include_url=False, include_context=False):
+    problems: list[Problem] = []
+    for problem in error.errors(include_url=False):
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InvalidInputError) and cause.problems:
+            # A validator that checks a document of its own kind, as an agent's does with its config.
+            inside = (
+                ".".join(map(str, (*problem["loc"], found.field))).strip(".") for found in cause.problems
+            )
+            problems.extend(map(Problem, inside, (found.message for found in cause.problems)))
+            continue
         # Under a name that is not known here may stand anything, a password too.
         quiet = problem["type"] in ("missing", "extra_forbidden") or not _QUIET.isdisjoint(problem["loc"])
         got = "" if quiet else quote_value(problem["input"])

@@ -100,6 +100,12 @@ class SecretNotFoundError(NotFoundError):
     code = "secret_not_found"
 
 
+class TokenNotFoundError(NotFoundError):
+    """No token has that id."""
+
+    code = "token_not_found"
+
+
 class ProcessNotFoundError(NotFoundError):
     """No process has that id, or it has ended."""
 
@@ -163,6 +169,23 @@ class RateLimitedError(HarnessError):
     """Too many requests in too short a time."""
 
     code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        """Keep the message, and when it is worth trying again."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RequestTimeoutError(HarnessError):
+    """A request's body did not come in time."""
+
+    code = "request_timeout"
+
+
+class DeadlineExceededError(HarnessError):
+    """The server did not get done in time with what it was asked for; it may have taken effect."""
+
+    code = "deadline_exceeded"
 
 
 class BodyTooLargeError(HarnessError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -12,15 +14,23 @@ from aiohttp import web
 
 from harness.announce import announce_parts
 from harness.api import LocalApi
-from harness.errors import AddressUnavailableError, HarnessError
+from harness.errors import AddressUnavailableError, HarnessError, InvalidInputError
 from harness.sandbox.inspection import ping
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.wiring import open_runtime
+from harness_server.auditing import AUDITOR, Auditor
+from harness_server.auth import GATE, Gate
+from harness_server.bodies import BODIES, LINGER_SECONDS, Bodies
+from harness_server.connections import CONNECTIONS, IDLE_SECONDS, Connections, http_logger, track_connections
 from harness_server.endpoint import API, MAX_BODY_BYTES
-from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS
+from harness_server.hosts import HOST_RULES, HostRules, check_host
+from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS, STREAMS
 from harness_server.middleware import add_headers, problems, request_ids
 from harness_server.routes import ENDPOINTS, docs, health
+from harness_server.streams import Streams
+
+logger = logging.getLogger(__name__)
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
@@ -39,10 +49,17 @@ OPTIONS = web.AppKey("options", SchedulerOptions)
 
 def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
     """Return an application, not yet started; its start opens the store and starts the scheduler."""
-    app = web.Application(middlewares=(request_ids, problems), client_max_size=MAX_BODY_BYTES)
+    app = web.Application(
+        middlewares=(track_connections, request_ids, problems, check_host), client_max_size=MAX_BODY_BYTES
+    )
     app[SETTINGS] = settings
     app[OPTIONS] = options
-    app.cleanup_ctx.extend((_runtime, _scheduler))
+    app[CONNECTIONS] = Connections(max_connections=settings.max_connections)
+    app[BODIES] = Bodies(timeout_seconds=settings.request_timeout_seconds)
+    app[HOST_RULES] = HostRules.of(settings)
+    app[STREAMS] = Streams()
+    app.cleanup_ctx.extend((_runtime, _access, _scheduler))
+    app.on_shutdown.append(_stop_streams)
     app.on_response_prepare.append(add_headers)
     app.add_routes([*health.routes, *docs.routes])
     for endpoints in ENDPOINTS.values():
@@ -65,11 +82,26 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
     # First of all: a second server on one address is a mistake, and must neither fire nor run anything.
     with _listen(settings.host, settings.port) as listener:
         # Bodies stay as they are sent: one that unfolds to a gigabyte is refused, not unfolded.
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=http_logger(),
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            auto_decompress=False,
+            lingering_time=LINGER_SECONDS,
+            keepalive_timeout=IDLE_SECONDS,
+        )
         try:
             await runner.setup()
-            await web.SockSite(runner, listener).start()
-            yield _url(listener)
+            server, connections = runner.server, app[CONNECTIONS]
+            assert server is not None
+            accepting = await asyncio.get_running_loop().create_server(
+                lambda: connections.wrap(server()), sock=listener, backlog=128
+            )
+            try:
+                yield _url(listener)
+            finally:
+                accepting.close()
         finally:
             await runner.cleanup()
 
@@ -95,6 +127,27 @@ async def _runtime(app: web.Application) -> AsyncIterator[None]:
         app[RUNTIME] = runtime
         await announce_parts(runtime)
         yield
+
+
+async def _access(app: web.Application) -> AsyncIterator[None]:
+    runtime, settings = app[RUNTIME], app[SETTINGS]
+    if not settings.is_loopback and not await runtime.store.has_tokens():
+        raise InvalidInputError(
+            f"listening on {settings.host} lets others reach the API, and there is no token to ask them for; make one "
+            "first: harness tokens create NAME --scope admin"
+        )
+    if settings.allowed_hosts and not await runtime.store.has_tokens():
+        logger.warning(
+            "HARNESS_ALLOWED_HOSTS is set and there is no token: whoever a proxy lets through may do everything",
+            extra={"action": "open_behind_proxy"},
+        )
+    app[GATE] = Gate(runtime.store, clock=runtime.clock, settings=settings)
+    app[AUDITOR] = Auditor(runtime.store, clock=runtime.clock, max_entries=settings.audit_max_entries)
+    yield
+
+
+async def _stop_streams(app: web.Application) -> None:
+    app[STREAMS].stop()
 
 
 async def _scheduler(app: web.Application) -> AsyncIterator[None]:

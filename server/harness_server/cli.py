@@ -20,7 +20,7 @@ def serve(
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            help="Listen here instead of at HARNESS_HOST or 127.0.0.1; loopback only.",
+            help="Listen here instead of at HARNESS_HOST or 127.0.0.1; where others reach it, it takes a token.",
         ),
     ] = None,
     port: Annotated[

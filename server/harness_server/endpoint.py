@@ -6,9 +6,9 @@ query and body, what it answers, which errors it may give and which scope it ask
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 from aiohttp import web
@@ -17,34 +17,57 @@ from pydantic import BaseModel, ValidationError
 from harness.api import HarnessApi
 from harness.config import list_problems
 from harness.errors import (
-    BodyTooLargeError,
+    AgentNotFoundError,
+    DeadlineExceededError,
     HarnessError,
     InvalidInputError,
     NotFoundError,
+    TaskNotFoundError,
+    TokenNotFoundError,
     UnsupportedMediaError,
 )
 from harness.jsontext import decode_document
 from harness.models import Model
+from harness.tokens import Scope
+from harness_server.auditing import AUDITOR
+from harness_server.auth import GATE
+from harness_server.bodies import BODIES, check_body, expect
+from harness_server.keys import SETTINGS
 
 JSON = "application/json"
 #: Largest body taken, in bytes: an agent's code and files, as JSON, with every character escaped.
 MAX_BODY_BYTES = 32 * 1024 * 1024
+#: Largest body of an endpoint that takes a context or a state.
+DOCUMENT_BODY_BYTES = 8 * 1024 * 1024
+#: Largest body of any other endpoint.
+SMALL_BODY_BYTES = 256 * 1024
 #: SQLite's and MongoDB's largest integer, and so the largest id there can be.
 _MAX_ID = 2**63 - 1
 
+__all__ = [
+    "API",
+    "DOCUMENT_BODY_BYTES",
+    "JSON",
+    "MAX_BODY_BYTES",
+    "SMALL_BODY_BYTES",
+    "Answer",
+    "Call",
+    "Endpoint",
+    "Handler",
+    "NoQuery",
+    "Scope",
+    "empty_answer",
+    "json_answer",
+]
+
+#: What an id in a path that is larger than any of its kind is answered with.
+_NOT_FOUND: Mapping[str, type[NotFoundError]] = {
+    "agent_id": AgentNotFoundError,
+    "task_id": TaskNotFoundError,
+    "token_id": TokenNotFoundError,
+}
+
 API = web.AppKey("api", HarnessApi)
-
-
-class Scope(IntEnum):
-    """What a token may do; each includes those before it."""
-
-    #: Needs no token.
-    NONE = 0
-    READ = 1
-    #: Run agents, cancel and retry tasks.
-    RUN = 2
-    #: Change agents, schedules and handoffs; tokens and secrets.
-    ADMIN = 3
 
 
 class NoQuery(Model):
@@ -76,10 +99,12 @@ class Call(Generic[QueryT, BodyT]):
             NotFoundError: It is larger than any id.
         """
         text = self.request.match_info[name]
-        if not (text.isascii() and text.isdigit()) or int(text[:20]) == 0:
+        # One way to write each id: caches and rules in front of the server then see what it sees.
+        if not (text.isascii() and text.isdigit()) or text.startswith("0"):
             raise InvalidInputError(f"{name} in the path is {text[:40]!r}; give a positive integer")
-        if len(text) > 19 or int(text) > _MAX_ID:
-            raise NotFoundError(f"nothing has the {name} {text[:20]}")
+        if len(text) > len(str(_MAX_ID)) or int(text) > _MAX_ID:
+            kind = _NOT_FOUND.get(name, NotFoundError)
+            raise kind(f"there is no {name.removesuffix('_id')} {text[:20]}{'…' * (len(text) > 20)}")
         return int(text)
 
 
@@ -93,6 +118,10 @@ class Answer:
     description: str
     model: type[BaseModel] | None = None
     media_type: str = JSON
+    #: What server-sent events carry, where it may be a stream of them.
+    events: tuple[type[BaseModel], ...] = ()
+    #: Media types of text that it may be instead.
+    also_text: tuple[str, ...] = ()
     #: Headers with their descriptions.
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,8 +137,13 @@ class Endpoint:
     answers: Mapping[int, Answer]
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    #: A body that does something sensible, for people to begin from.
+    example: Mapping[str, Any] | None = None
     #: Whether a request without a body counts as ``{}``.
     is_body_optional: bool = False
+    max_body_bytes: int = SMALL_BODY_BYTES
+    #: How much longer than others it may take, in seconds.
+    extra_seconds: float = 0
     #: Request headers with their descriptions.
     headers: Mapping[str, str] = field(default_factory=dict)
     #: Beyond those that any endpoint may give.
@@ -117,20 +151,60 @@ class Endpoint:
 
     def route(self) -> web.RouteDef:
         """Return what aiohttp's router takes."""
-        return web.route(self.method, self.path, self._handle)
+        return web.route(self.method, self.path, self._handle, expect_handler=expect)
 
     @property
     def name(self) -> str:
         """The handler's name, unique among all endpoints."""
         return self.handler.__name__
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        query = _parse_query(request, self.query)
-        body = None if self.body is None else await self._parse_body(request, self.body)
-        return await self.handler(Call(request, query, body))
+    @property
+    def is_change(self) -> bool:
+        """Whether it changes something, so that it is written down who asked for it."""
+        return self.method != "GET" and self.scope > Scope.READ
 
-    async def _parse_body(self, request: web.Request, model: type[BaseModel]) -> BaseModel:
-        raw = await _read(request)
+    @property
+    def is_stream(self) -> bool:
+        """Whether its answer may go on for as long as it likes."""
+        return any(answer.media_type != JSON for answer in self.answers.values())
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self.scope is Scope.NONE:
+            return await self._answer(request)
+        principal = await request.app[GATE].admit(request)
+
+        async def work() -> web.StreamResponse:
+            principal.check(self.scope)
+            return await self._answer(request)
+
+        if self.is_change:
+            return await request.app[AUDITOR].watch(request, principal, self.name, work)
+        return await work()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        check_body(request, self.max_body_bytes)
+        query = _parse_query(request, self.query)
+        if self.body is None:
+            return await self._call(Call(request, query, None))
+        async with request.app[BODIES].reading(request, self.max_body_bytes) as raw:
+            return await self._call(Call(request, query, self._parse_body(request, raw, self.body)))
+
+    async def _call(self, call: Call[Any, Any]) -> web.StreamResponse:
+        if self.is_stream:
+            return await self.handler(call)
+        seconds = call.request.app[SETTINGS].request_timeout_seconds + self.extra_seconds
+        bound = asyncio.timeout(seconds)
+        try:
+            async with bound:
+                return await self.handler(call)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise DeadlineExceededError(
+                f"it took longer than {seconds:g} s and was given up; it may have taken effect, so look before you repeat it"
+            ) from None
+
+    def _parse_body(self, request: web.Request, raw: bytes, model: type[BaseModel]) -> BaseModel:
         if not raw and self.is_body_optional:
             raw = b"{}"
         elif request.content_type != JSON:
@@ -143,16 +217,6 @@ class Endpoint:
             return model.model_validate_json(raw, strict=True)
         except ValidationError as error:
             raise _invalid("the body", error) from error
-
-
-async def _read(request: web.Request) -> bytes:
-    encoding = request.headers.get("Content-Encoding", "identity").lower()
-    if encoding != "identity":
-        raise UnsupportedMediaError(f"the body has Content-Encoding {encoding[:40]!r}; send it as it is")
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise BodyTooLargeError(f"the body is larger than {MAX_BODY_BYTES:,} bytes") from None
 
 
 def _parse_query(request: web.Request, model: type[BaseModel]) -> BaseModel:

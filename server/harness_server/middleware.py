@@ -10,7 +10,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from harness.errors import HarnessError
-from harness_server.problems import HEADERS_BY_ERROR, problem_answer, status_of
+from harness_server.auth import ALLOWANCE
+from harness_server.problems import headers_of, problem_answer, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
         response.headers.setdefault(name, value)
     if REQUEST_ID in request:
         response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+    if ALLOWANCE in request:
+        response.headers.update(request[ALLOWANCE].headers())
 
 
 @web.middleware
@@ -63,7 +66,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             error.message,
             request_id=request[REQUEST_ID],
             problems=getattr(error, "problems", ()),
-            headers=HEADERS_BY_ERROR.get(type(error)),
+            headers=headers_of(error),
         )
     except web.HTTPException as error:
         if error.status < 400:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -13,6 +14,7 @@ from harness.errors import (
     AuthenticationError,
     BodyTooLargeError,
     ConflictError,
+    DeadlineExceededError,
     EngineUnavailableError,
     HarnessError,
     ImageMissingError,
@@ -22,6 +24,7 @@ from harness.errors import (
     PermissionDeniedError,
     Problem,
     RateLimitedError,
+    RequestTimeoutError,
     SecretKeyError,
     StoreBusyError,
     StoreError,
@@ -37,6 +40,8 @@ STATUS_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
     (AuthenticationError, 401),
     (PermissionDeniedError, 403),
     (RateLimitedError, 429),
+    (RequestTimeoutError, 408),
+    (DeadlineExceededError, 504),
     (BodyTooLargeError, 413),
     (UnsupportedMediaError, 415),
     (InvalidInputError, 422),
@@ -52,9 +57,8 @@ STATUS_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
 )
 
 #: Headers that go with an error (RFC 9110, sections 11.6.1 and 10.2.3).
-HEADERS_BY_ERROR: Mapping[type[HarnessError], Mapping[str, str]] = {
+_HEADERS_BY_ERROR: Mapping[type[HarnessError], Mapping[str, str]] = {
     AuthenticationError: {"WWW-Authenticate": 'Bearer realm="agent-harness"'},
-    RateLimitedError: {"Retry-After": "1"},
     StoreUnavailableError: {"Retry-After": "2"},
     StoreBusyError: {"Retry-After": "1"},
     EngineUnavailableError: {"Retry-After": "5"},
@@ -64,15 +68,20 @@ HEADERS_BY_ERROR: Mapping[type[HarnessError], Mapping[str, str]] = {
 class FieldProblem(BaseModel):
     """What is wrong with one value."""
 
+    #: Path of the value, such as ``config.limits.cpus``; empty when it is the whole.
     field: str
+    #: What is wrong with it.
     message: str
 
 
 class ProblemDocument(BaseModel):
     """Why a request was refused or failed."""
 
+    #: A URI that stands for the code; nothing is found there.
     type: str
+    #: The status in words.
     title: str
+    #: The status of the answer.
     status: int
     #: What happened, the value at fault and what to do.
     detail: str
@@ -92,6 +101,13 @@ def status_of(error: HarnessError) -> int:
 def status_of_type(kind: type[HarnessError]) -> int:
     """Return the status that stands for a class of errors."""
     return next((status for known, status in STATUS_BY_ERROR if issubclass(kind, known)), 500)
+
+
+def headers_of(error: HarnessError) -> Mapping[str, str] | None:
+    """Return the headers that go with an error."""
+    if isinstance(error, RateLimitedError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
+    return _HEADERS_BY_ERROR.get(type(error))
 
 
 def problem_answer(

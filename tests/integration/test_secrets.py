@@ -157,7 +157,7 @@ async def site(
     try:
         await store.open()
         used_store_ids.add(store.store_id)
-        site = Site(tmp_path, store, sandbox)
+        site = Site(tmp_path, settings, store, sandbox)
         site.environment["HARNESS_SECRETS_KEY"] = generate_key()
         if mongo.uri:
             site.environment["HARNESS_MONGODB_URI"] = mongo.uri

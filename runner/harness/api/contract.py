@@ -6,13 +6,15 @@ Any call may raise `StoreUnavailableError` and `InvalidInputError`; over HTTP al
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
+from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
+from harness.audit import AuditEntry
+from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.secrets.info import SecretInfo
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 
 class HarnessApi(Protocol):
@@ -78,8 +80,8 @@ class HarnessApi(Protocol):
             context: What it sees as ``context``; None: the state that its last run left.
             save_handoff: Whether a completed run saves its state; None: it does unless it was given a context.
             wait_seconds: Return at the run's end or after this, whichever is first; up to 300.
-            idempotency_key: 1 to 200 printable ASCII characters. A repetition with the same key returns the first
-                call's task and makes no second one, for as long as that task is kept.
+            idempotency_key: 1 to 200 printable ASCII characters without blanks at the ends. A repetition with the same
+                key returns the first call's task and makes no second one, for as long as that task is kept.
 
         Returns:
             The task; final only if the run ended within the wait.
@@ -128,13 +130,48 @@ class HarnessApi(Protocol):
             AgentBusyError: Its agent runs.
         """
 
-    def logs(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
-        """Yield a task's output in order, each piece once, over all its attempts.
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line, over all its attempts, each line once and in order.
+
+        A line comes when its end does; one that is never ended, with the end of its attempt; one of more than 1,048,576
+        characters in pieces. Lines of stdout are in order, and those of stderr; between the two, it is the order in
+        which they were ended, as far as the agent's writes were told apart. Where another attempt follows, after a
+        failure or because its runner was lost, a line whose `stream` is None stands between the two.
 
         Args:
             task_id: The task.
-            follow: Go on until the task has ended; the last event is ``end`` then.
+            follow: Go on until the task has ended.
+
+        Raises:
+            TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
+        """
+
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
+        """Yield a task's output in order, each piece once, over all its attempts, and where each attempt begins.
+
+        A store, or a server, that goes away meanwhile is waited for.
+
+        Args:
+            task_id: The task.
+            follow: Go on until the task has ended. The last event is ``end`` in any case, unless `after` is the ``end``
+                of a task that has ended: then there is none.
             after: Only what comes after the event with this sequence number.
+
+        Raises:
+            TaskNotFoundError: There is no such task; raised by the first step. One that is deleted meanwhile ends it.
+        """
+
+    def stats(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses, over all its attempts, each once and in order.
+
+        The first comes a second after an attempt's begin, so short runs have none; later ones are further apart.
+
+        Args:
+            task_id: The task.
+            follow: Go on until the task has ended, or is deleted.
+            after: Only what comes after the sample with this sequence number.
 
         Raises:
             TaskNotFoundError: There is no such task; raised by the first step.
@@ -155,6 +192,13 @@ class HarnessApi(Protocol):
     async def delete_schedule(self, agent_id: int) -> None:
         """Take the schedule out of an agent's config. Idempotent; raises `AgentNotFoundError`."""
 
+    async def remove_schedule(self, agent_id: int) -> ScheduleView:
+        """Take a schedule out of force until it is resumed or put anew; the config keeps it.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+        """
+
     async def pause_schedule(self, agent_id: int) -> ScheduleView:
         """Fire an agent no more until it is resumed; raises `AgentNotFoundError`."""
 
@@ -169,6 +213,7 @@ class HarnessApi(Protocol):
 
         Raises:
             AgentNotFoundError: There is no such agent.
+            InvalidInputError: It has no schedule, or the range is none that has passed.
         """
 
     # Handoffs
@@ -237,3 +282,27 @@ class HarnessApi(Protocol):
 
     async def system_resources(self) -> SystemResources:
         """Return what the machine of the server has."""
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token; its text is in the answer, and can't be had again.
+
+        With the first one the service begins to ask for tokens, from everybody, and never stops again.
+
+        Raises:
+            InvalidInputError: It would have expired already.
+        """
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id, those included that are no longer valid."""
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on. Idempotent.
+
+        Raises:
+            TokenNotFoundError: There is no such token.
+        """
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id; with `before_id`, only lines with a lower one."""

@@ -16,9 +16,7 @@ async def newest(store: Store, agent_id: int) -> HandoffArtifact:
     artifact = await store.newest_artifact(agent_id)
     if artifact is None:
         await store.get_agent(agent_id)
-        raise ArtifactNotFoundError(
-            f"agent {agent_id} has no handoff artifact: it has not completed a run yet, or was cleared"
-        )
+        raise ArtifactNotFoundError(f"agent {agent_id} has no handoff artifact: its next run is a first run")
     return artifact
 
 

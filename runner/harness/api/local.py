@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.api import handoffs, logs, runs, schedules
-from harness.api.values import HandoffDiff, LogEvent, ScheduleView, SystemResources
-from harness.handoff import HandoffManager
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus
+from harness.api import handoffs, runs, schedules, stats, tokens
+from harness.api.logs import LogReader, lines_of
+from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources, check_wait
+from harness.audit import AuditEntry
+from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.ports import Clock, Store
-from harness.resources import ResourceManager
-from harness.scheduler import TaskScheduler
 from harness.secrets.info import SecretInfo
 from harness.settings import Settings
-from harness.vault import SecretVault
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
+
+if TYPE_CHECKING:
+    from harness.handoff import HandoffManager
+    from harness.resources import ResourceManager
+    from harness.scheduler import TaskScheduler
+    from harness.vault import SecretVault
 
 
 class LocalApi:
@@ -34,10 +40,35 @@ class LocalApi:
         """
         self._store = store
         self._clock = clock
-        self._scheduler = scheduler or TaskScheduler(store=store)
-        self._handoff = HandoffManager(store=store, settings=settings)
-        self._vault = SecretVault(store, settings)
-        self._resources = ResourceManager()
+        self._settings = settings
+        self._given_scheduler = scheduler
+        self._logs = LogReader(store, clock)
+
+    # Made, and imported, for who asks for them: a command that lists tasks needs none of it, and should come at once.
+
+    @cached_property
+    def _scheduler(self) -> TaskScheduler:
+        from harness.scheduler import TaskScheduler
+
+        return self._given_scheduler or TaskScheduler(store=self._store)
+
+    @cached_property
+    def _handoff(self) -> HandoffManager:
+        from harness.handoff import HandoffManager
+
+        return HandoffManager(store=self._store, settings=self._settings)
+
+    @cached_property
+    def _vault(self) -> SecretVault:
+        from harness.vault import SecretVault
+
+        return SecretVault(self._store, self._settings)
+
+    @cached_property
+    def _resources(self) -> ResourceManager:
+        from harness.resources import ResourceManager
+
+        return ResourceManager()
 
     # Agents
 
@@ -83,6 +114,7 @@ class LocalApi:
         idempotency_key: str | None = None,
     ) -> Task:
         """Have an agent run now."""
+        check_wait(wait_seconds)
         task = await runs.begin(
             self._store,
             self._scheduler,
@@ -122,9 +154,19 @@ class LocalApi:
         """Have a failed task tried again."""
         return await self._scheduler.retry_failed_task(task_id, force=force)
 
-    def logs(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[LogEvent]:
-        """Yield a task's output."""
-        return logs.follow(self._store, self._clock, task_id, follow=follow, after=after)
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
+        """Yield a task's output in order."""
+        return self._logs.events(task_id, follow=follow, after=after)
+
+    def stats(self, task_id: int, *, follow: bool = True, after: int = -1) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        return stats.follow(self._store, self._clock, task_id, follow=follow, after=after)
 
     # Schedules
 
@@ -143,6 +185,11 @@ class LocalApi:
         await schedules.write(self._store, agent_id, None)
         await self._scheduler.sync_agent_schedule(agent_id)
 
+    async def remove_schedule(self, agent_id: int) -> ScheduleView:
+        """Take a schedule out of force; the config keeps it."""
+        await self._scheduler.remove_agent_schedule(agent_id)
+        return await self.get_schedule(agent_id)
+
     async def pause_schedule(self, agent_id: int) -> ScheduleView:
         """Fire an agent no more until it is resumed."""
         await self._scheduler.pause(agent_id)
@@ -159,8 +206,7 @@ class LocalApi:
 
     async def backfill(self, agent_id: int, start: datetime, end: datetime | None = None) -> Sequence[int]:
         """Make tasks of past fires that have none."""
-        made = await self._scheduler.backfill(agent_id, start, end or await self._store.now())
-        return [task.id for task in made]
+        return await schedules.backfill(self._store, self._scheduler, agent_id, start, end)
 
     # Handoffs
 
@@ -211,3 +257,21 @@ class LocalApi:
     async def system_resources(self) -> SystemResources:
         """Return what this machine has."""
         return SystemResources.model_validate(self._resources.get_system_resources())
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token."""
+        return await tokens.create(self._store, draft)
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id."""
+        return await self._store.list_tokens(limit=limit, offset=offset)
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on."""
+        return await self._store.revoke_token(token_id)
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id."""
+        return await self._store.list_audit(limit=limit, before_id=before_id)

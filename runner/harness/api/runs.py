@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.api.values import MAX_WAIT_SECONDS
-from harness.errors import DuplicateFireError, IdempotencyKeyReusedError, InvalidInputError, TaskNotFoundError
+from harness.api.values import check_idempotency_key
+from harness.errors import DuplicateFireError, IdempotencyKeyReusedError, TaskNotFoundError
+from harness.jsontext import check_json
 from harness.models import Task, TaskStatus
 from harness.ports import Clock, Store
-from harness.scheduler import TaskScheduler
+
+if TYPE_CHECKING:
+    from harness.scheduler import TaskScheduler
 
 #: Pauses between two looks at a task that is waited for, in seconds: short runs are seen soon, long ones cost little.
 FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 0.02, 0.5
@@ -27,12 +30,10 @@ async def begin(
     idempotency_key: str | None,
 ) -> Task:
     """Make a task, or return the one that was made under the same key."""
-    if idempotency_key is not None and not (
-        1 <= len(idempotency_key) <= 200 and idempotency_key.isascii() and idempotency_key.isprintable()
-    ):
-        raise InvalidInputError(
-            f"the idempotency key {idempotency_key[:40]!r} is not 1 to 200 printable ASCII characters"
-        )
+    if idempotency_key is not None:
+        check_idempotency_key(idempotency_key)
+    if context is not None:
+        check_json(context, what="context")
     try:
         return await scheduler.trigger_now(
             agent_id, context, save_handoff=save_handoff, request_key=idempotency_key
@@ -49,8 +50,6 @@ async def begin(
 
 async def wait(store: Store, clock: Clock, task: Task, seconds: float) -> Task:
     """Return the task at its end, or as it stands after `seconds`."""
-    if not 0 <= seconds <= MAX_WAIT_SECONDS:
-        raise InvalidInputError(f"a wait of {seconds:g} s is not between 0 and {MAX_WAIT_SECONDS:g} s")
     deadline = clock.monotonic() + seconds
     pause = FIRST_LOOK_SECONDS
     while not task.status.is_final and (left := deadline - clock.monotonic()) > 0:

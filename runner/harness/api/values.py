@@ -5,10 +5,13 @@ The nouns themselves (`Agent`, `Task`, `HandoffArtifact` …) are in `harness.mo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from datetime import datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
+from harness.audit import AuditEntry
+from harness.errors import InvalidInputError
 from harness.models import (
     Agent,
     AgentDraft,
@@ -20,8 +23,10 @@ from harness.models import (
     ScheduleState,
     Task,
     TaskStatus,
+    UsageSample,
 )
 from harness.secrets.info import SecretInfo
+from harness.tokens import ApiToken
 
 #: Longest list that one answer holds.
 MAX_LIMIT = 1000
@@ -34,10 +39,34 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Field(ge=0, le=2**53)]
 
 
+def check_idempotency_key(key: str) -> None:
+    """Refuse a key that an HTTP header can't carry as it is (RFC 9110, section 5.5).
+
+    Raises:
+        InvalidInputError: Naming the key.
+    """
+    if not (1 <= len(key) <= 200 and key.isascii() and key.isprintable() and key == key.strip()):
+        raise InvalidInputError(
+            f"the idempotency key {key[:40]!r} is not 1 to 200 printable ASCII characters without blanks at the ends"
+        )
+
+
+def check_wait(seconds: float) -> None:
+    """Refuse a wait that is out of bounds.
+
+    Raises:
+        InvalidInputError: Naming it.
+    """
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise InvalidInputError(f"a wait of {seconds:g} s is not between 0 and {MAX_WAIT_SECONDS:g} s")
+
+
 class PageQuery(Model):
     """Which part of a list."""
 
+    #: Most items in the answer.
     limit: Limit = 100
+    #: Leave out this many, from the newest.
     offset: Offset = 0
 
 
@@ -76,12 +105,14 @@ class AgentUpdate(AgentDraft):
 class TaskQuery(PageQuery):
     """Which tasks."""
 
+    #: Only tasks that stand so.
     status: TaskStatus | None = None
 
 
 class AnyTaskQuery(TaskQuery):
     """Which tasks, of all agents."""
 
+    #: Only tasks of this agent.
     agent_id: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -155,6 +186,7 @@ class RetryQuery(Model):
 class RetryAnswer(Model):
     """What the API description answers to a retry."""
 
+    #: For people.
     message: str
     retry_count: int
     max_retries: int
@@ -179,7 +211,9 @@ class RunQuery(Model):
 class CancelRequest(Model):
     """Which tasks to cancel: all active ones that match."""
 
+    #: Only tasks of this agent.
     agent_id: Annotated[int, Field(ge=1)] | None = None
+    #: Only tasks that stand so.
     status: Literal["pending", "running"] | None = None
 
 
@@ -194,6 +228,7 @@ class AttemptList(Model):
     """A task's attempts, the oldest first."""
 
     task_id: int
+    #: One for each container that was launched.
     attempts: tuple[Attempt, ...]
 
 
@@ -201,13 +236,20 @@ class TaskUsage(Model):
     """What a task used, all attempts together."""
 
     task_id: int
+    #: How many there were.
     attempts: int
     #: The highest of any attempt.
     peak_memory_bytes: int | None
-    #: Sums over the attempts that were measured.
+    #: Sum over the attempts that were measured.
     cpu_seconds: float
+    #: Sum over the attempts that were measured.
     wall_seconds: float
+    #: All output written, kept or not.
     output_bytes: int
+    #: The highest of any attempt, by samples.
+    peak_processes: int | None
+    #: The same, in per cent of one core.
+    peak_cpu_percent: float | None
 
     @classmethod
     def of(cls, task: Task) -> Self:
@@ -221,12 +263,18 @@ class TaskUsage(Model):
             cpu_seconds=sum(usage.cpu_seconds or 0.0 for usage in usages),
             wall_seconds=sum(usage.wall_seconds or 0.0 for usage in usages),
             output_bytes=sum(usage.output_bytes for usage in usages),
+            peak_processes=max((usage.peak_processes or 0 for usage in usages), default=0) or None,
+            peak_cpu_percent=max(
+                (usage.peak_cpu_percent for usage in usages if usage.peak_cpu_percent is not None),
+                default=None,
+            ),
         )
 
 
 class ScheduleQuery(Model):
     """How many fires to show."""
 
+    #: So many of the next ones.
     fires: Annotated[int, Field(ge=0, le=MAX_FIRES)] = 5
 
 
@@ -238,6 +286,7 @@ class ScheduleView(Model):
     schedule: dict[str, Any] | None
     #: ``in_force``, or why it is not.
     status: Literal["in_force", "paused", "removed", "disabled", "none"]
+    #: Where it stands; None: no scheduler has seen it yet.
     state: ScheduleState | None
     next_fires: tuple[Instant, ...]
 
@@ -245,7 +294,9 @@ class ScheduleView(Model):
 class PreviewRequest(Model):
     """A schedule that is not stored."""
 
+    #: As in an agent's config.
     schedule: dict[str, Any]
+    #: So many of the next ones.
     fires: Annotated[int, Field(ge=1, le=MAX_FIRES)] = 5
 
 
@@ -258,6 +309,7 @@ class PreviewAnswer(Model):
 class BackfillRequest(Model):
     """A range of past fires, both ends included."""
 
+    #: The first instant.
     start: Instant
     #: None: now.
     end: Instant | None = None
@@ -279,6 +331,7 @@ class HandoffRequest(Model):
 class HistoryQuery(Model):
     """Which part of a handoff's history."""
 
+    #: Most items in the answer.
     limit: Limit = 100
     #: Only lower versions; the last one of a page gives the next page.
     before_version: Annotated[int, Field(ge=1)] | None = None
@@ -294,6 +347,7 @@ class HandoffHistory(Model):
 class RollbackRequest(Model):
     """Which version's state to save anew."""
 
+    #: One of the agent's history.
     version: Annotated[int, Field(ge=1)]
 
 
@@ -311,8 +365,11 @@ class Change(Model):
 
     #: JSON Pointer (RFC 6901) to the value.
     path: str
+    #: As in JSON Patch (RFC 6902).
     op: Literal["add", "remove", "replace"]
+    #: The old value; None for ``add``.
     before: Any = None
+    #: The new value; None for ``remove``.
     after: Any = None
 
 
@@ -320,18 +377,26 @@ class HandoffDiff(Model):
     """How a state changed from one version to another."""
 
     agent_id: int
+    #: The older version.
     before: int
+    #: The newer version.
     after: int
+    #: By rising path.
     changes: tuple[Change, ...]
 
 
 class SystemResources(Model):
     """What the machine of the server has."""
 
+    #: Of the whole machine.
     total_memory_mb: float
+    #: What programs can get without swapping.
     available_memory_mb: float
+    #: How much of the memory is not available.
     memory_percent: float
+    #: Logical cores.
     cpu_count: int
+    #: Of all cores together, since the last look.
     cpu_percent: float
 
 
@@ -357,16 +422,66 @@ class SecretPage(Model):
         return cls(secrets=page.items, total_count=page.total_count, limit=page.limit, offset=page.offset)
 
 
+class TokenPage(Model):
+    """Tokens by falling id."""
+
+    #: The tokens of this page.
+    tokens: tuple[ApiToken, ...]
+    total_count: int
+    limit: int
+    offset: int
+
+    @classmethod
+    def of(cls, page: Page[ApiToken]) -> Self:
+        """Wrap a page."""
+        return cls(tokens=page.items, total_count=page.total_count, limit=page.limit, offset=page.offset)
+
+
+class AuditQuery(Model):
+    """Which part of the audit log."""
+
+    limit: Limit = 100
+    #: Only lower ids; the last one of a page gives the next page.
+    before_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+
+
+class AuditPage(Model):
+    """Who changed what, by falling id."""
+
+    #: The lines of this page.
+    entries: tuple[AuditEntry, ...]
+
+
+class StatsQuery(Model):
+    """Which samples, and in what form."""
+
+    #: Go on until the task has ended, as server-sent events.
+    follow: bool = False
+    #: Only what comes after the sample with this sequence number; the header ``Last-Event-ID`` counts before it.
+    after: Annotated[int, Field(ge=-1, le=2**53)] = -1
+
+
+class SampleList(Model):
+    """Samples of what a task used, the oldest first."""
+
+    task_id: int
+    #: About one a second at first, further apart in a long run.
+    samples: tuple[UsageSample, ...]
+
+
 class LogQuery(Model):
     """Which part of a task's output, and in what form."""
 
-    #: Go on until the task has ended, as server-sent events; otherwise what is there, as text.
+    #: Go on until the task has ended, as server-sent events. False: what is there, as plain text; as events too for
+    #: who accepts ``text/event-stream``.
     follow: bool = True
     #: Only one of the two streams.
     stream: Literal["stdout", "stderr"] | None = None
-    #: Only what came after the chunk with this sequence number; the header ``Last-Event-ID`` counts before it.
+    #: Only one of the attempts, by its number.
+    attempt: Annotated[int, Field(ge=1, lt=2**21)] | None = None
+    #: Only what comes after the event with this sequence number; the header ``Last-Event-ID`` counts before it.
     after: Annotated[int, Field(ge=-1, le=2**53)] = -1
-    #: Have a browser save it as a file.
+    #: Have a browser save what is there as a file.
     download: bool = False
 
 
@@ -379,5 +494,24 @@ class LogEvent(Model):
     #: ``dropped`` says that this reader was too slow, and where it may go on. ``end`` is the last one.
     kind: Literal["stdout", "stderr", "attempt", "dropped", "end"]
     attempt: int
+    #: Output: whole characters, not whole lines; bytes that are no UTF-8 are U+FFFD. With ``end``: the task's status, or
+    #: ``deleted``.
     text: str = ""
     at: Instant | None = None
+
+
+class LogLine(NamedTuple):
+    """One line of a task's output, or a mark between two attempts; as text it is the line."""
+
+    #: Without its line end.
+    text: str
+    #: None: a mark; the lines from here on are by another attempt, since the one before failed or lost its runner.
+    stream: Literal["stdout", "stderr"] | None
+    attempt: int
+    #: When the piece of output that ended it was recorded.
+    at: datetime | None
+    #: Of the event that ended it. A line may be only a part of an event.
+    seq: int
+
+    def __str__(self) -> str:
+        return self.text

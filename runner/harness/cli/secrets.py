@@ -9,14 +9,12 @@ import typer
 
 from harness.cli import inputs, text
 from harness.cli.options import MAX_ID, JsonOption, LimitOption, group
-from harness.cli.render import note, print_json, print_model, print_page_json, print_table, say
-from harness.cli.session import check_text, open_store, run_async
+from harness.cli.render import note_rest, print_json, print_model, print_page_json, print_table, say
+from harness.cli.session import check_text, open_api, open_store, run_async
 
 if TYPE_CHECKING:
     from harness.models import Page
-    from harness.ports import Store
     from harness.secrets.info import SecretInfo
-    from harness.vault import SecretVault
 
 app = group("Store what agents need and nobody may read, encrypted under HARNESS_SECRETS_KEY.")
 
@@ -40,8 +38,8 @@ def set_(name: NameArgument, *, as_json: JsonOption = False) -> None:
     value = _read_value()
 
     async def work() -> SecretInfo:
-        async with open_store() as store:
-            return await _vault(store).put(name, value)
+        async with open_api() as api:
+            return await api.put_secret(name, value)
 
     stored = run_async(work)
     if as_json:
@@ -67,8 +65,8 @@ def list_(
     """
 
     async def work() -> Page[SecretInfo]:
-        async with open_store() as store:
-            return await _vault(store).list(limit=limit, offset=offset)
+        async with open_api() as api:
+            return await api.list_secrets(limit=limit, offset=offset)
 
     page = run_async(work)
     if as_json:
@@ -79,8 +77,7 @@ def list_(
         for secret in page.items
     ]
     print_table(["NAME", "CREATED", "SET"], rows, give_way="NAME")
-    if offset + len(page.items) < page.total_count:
-        note(f"{page.total_count} in all; go on with --offset {offset + len(page.items)}")
+    note_rest(page)
 
 
 @app.command("delete")
@@ -94,8 +91,8 @@ def delete(name: NameArgument, *, as_json: JsonOption = False) -> None:
     check_text(name, what="NAME")
 
     async def work() -> None:
-        async with open_store() as store:
-            await _vault(store).delete(name)
+        async with open_api() as api:
+            await api.delete_secret(name)
 
     run_async(work)
     if as_json:
@@ -130,21 +127,17 @@ def rotate(*, as_json: JsonOption = False) -> None:
     """
 
     async def work() -> int:
+        from harness.settings import get_settings
+        from harness.vault import SecretVault
+
         async with open_store() as store:
-            return await _vault(store).rotate()
+            return await SecretVault(store, get_settings()).rotate()
 
     count = run_async(work)
     if as_json:
         print_json({"rotated": count})
     else:
         say(f"{count} secrets encrypted anew")
-
-
-def _vault(store: Store) -> SecretVault:
-    from harness.settings import get_settings
-    from harness.vault import SecretVault
-
-    return SecretVault(store, get_settings())
 
 
 def _read_value() -> str:

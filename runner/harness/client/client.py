@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from harness.api.logs import lines_of
 from harness.api.values import (
     AgentPage,
+    AttemptList,
+    AuditPage,
     CancelAnswer,
     HandoffDiff,
     HandoffHistory,
+    LogEvent,
+    LogLine,
     PreviewAnswer,
     ScheduleView,
     SecretPage,
     SystemResources,
+    TaskDetail,
     TaskIds,
     TaskPage,
+    TaskSummaryPage,
+    TaskUsage,
+    TokenPage,
+    check_idempotency_key,
+    check_wait,
 )
+from harness.audit import AuditEntry
+from harness.client.events import read_events
 from harness.client.transport import Transport
 from harness.errors import AgentNotFoundError, ServerUnavailableError
-from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, render_instant
+from harness.models import (
+    Agent,
+    AgentDraft,
+    Attempt,
+    HandoffArtifact,
+    Page,
+    Task,
+    TaskStatus,
+    UsageSample,
+    render_instant,
+)
 from harness.secrets.info import SecretInfo
 from harness.secrets.rules import check_secret_name
+from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -115,6 +139,9 @@ class HarnessClient:
         idempotency_key: str | None = None,
     ) -> Task:
         """Have an agent run now."""
+        check_wait(wait_seconds)
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
         return await self._ask(
             Task,
             "POST",
@@ -159,6 +186,48 @@ class HarnessClient:
         await self._transport.send("POST", f"/api/tasks/{task_id}/retry", query={"force": force})
         return await self.get_task(task_id)
 
+    async def agent_tasks(
+        self, agent_id: int, *, status: TaskStatus | None = None, limit: int = 100, offset: int = 0
+    ) -> TaskSummaryPage:
+        """Return an agent's tasks by falling id, each in a few fields; raises `AgentNotFoundError`."""
+        query = {"status": status, "limit": limit, "offset": offset}
+        return await self._ask(TaskSummaryPage, "GET", f"/api/tasks/agents/{agent_id}/tasks", query=query)
+
+    async def task_detail(self, task_id: int) -> TaskDetail:
+        """Return a task without its attempts and its context, or raise `TaskNotFoundError`."""
+        return await self._ask(TaskDetail, "GET", f"/api/tasks/{task_id}")
+
+    async def task_attempts(self, task_id: int) -> Sequence[Attempt]:
+        """Return a task's attempts, the oldest first, or raise `TaskNotFoundError`."""
+        return (await self._ask(AttemptList, "GET", f"/api/tasks/{task_id}/attempts")).attempts
+
+    async def task_usage(self, task_id: int) -> TaskUsage:
+        """Return what a task used, or raise `TaskNotFoundError`."""
+        return await self._ask(TaskUsage, "GET", f"/api/tasks/{task_id}/usage")
+
+    def logs(self, task_id: int, *, follow: bool = True) -> AsyncIterator[LogLine]:
+        """Yield a task's output line by line; connections that break are made anew."""
+        return lines_of(self.log_events(task_id, follow=follow))
+
+    async def log_events(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncGenerator[LogEvent, None]:
+        """Yield a task's output in order."""
+        path, query = f"/api/tasks/{task_id}/logs", {"follow": follow}
+        async with aclosing(read_events(self._transport, path, query, after=after)) as events:
+            async for _, data in events:
+                yield self._read(LogEvent, data)
+
+    async def stats(
+        self, task_id: int, *, follow: bool = True, after: int = -1
+    ) -> AsyncIterator[UsageSample]:
+        """Yield samples of what a task uses."""
+        path, query = f"/api/tasks/{task_id}/stats", {"follow": follow}
+        async with aclosing(read_events(self._transport, path, query, after=after)) as events:
+            async for name, data in events:
+                if name == "sample":
+                    yield self._read(UsageSample, data)
+
     # Schedules
 
     async def get_schedule(self, agent_id: int, *, fires: int = 5) -> ScheduleView:
@@ -174,6 +243,12 @@ class HarnessClient:
     async def delete_schedule(self, agent_id: int) -> None:
         """Take the schedule out of an agent's config."""
         await self._transport.send("DELETE", f"/api/agents/{agent_id}/schedule")
+
+    async def remove_schedule(self, agent_id: int) -> ScheduleView:
+        """Take a schedule out of force; the config keeps it."""
+        return await self._ask(
+            ScheduleView, "POST", f"/api/agents/{agent_id}/schedule/remove", is_repeatable=True
+        )
 
     async def pause_schedule(self, agent_id: int) -> ScheduleView:
         """Fire an agent no more until it is resumed."""
@@ -262,12 +337,34 @@ class HarnessClient:
         """Return what the server's machine has."""
         return await self._ask(SystemResources, "GET", "/api/system/resources")
 
+    # Access
+
+    async def create_token(self, draft: TokenDraft) -> CreatedToken:
+        """Make a token."""
+        return await self._ask(CreatedToken, "POST", "/api/tokens", body=draft.model_dump(mode="json"))
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id."""
+        page = await self._ask(TokenPage, "GET", "/api/tokens", query={"limit": limit, "offset": offset})
+        return Page(page.tokens, page.total_count, page.limit, page.offset)
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid from now on."""
+        return await self._ask(ApiToken, "DELETE", f"/api/tokens/{token_id}")
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return who changed what by falling id."""
+        query = {"limit": limit, "before_id": before_id}
+        return (await self._ask(AuditPage, "GET", "/api/audit", query=query)).entries
+
     async def _ask(self, model: type[ModelT], method: str, path: str, **given: Any) -> ModelT:
         """Exchange a request for a model."""
-        body = await self._transport.send(method, path, **given)
+        return self._read(model, await self._transport.send(method, path, **given))
+
+    def _read(self, model: type[ModelT], data: bytes) -> ModelT:
         try:
-            return model.model_validate(json.loads(body))
-        except (ValueError, ValidationError) as error:
+            return model.model_validate_json(data)
+        except ValidationError as error:
             raise ServerUnavailableError(
                 f"the server at {self._transport.url} answered what this client can't read; is it of another release?"
             ) from error

@@ -11,15 +11,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.client_middlewares import ClientHandlerType
 
 from harness import errors
 from harness.errors import HarnessError, InvalidInputError, Problem, ServerUnavailableError
+from harness.jsontext import encode_document
 
 #: Tries of a request that may be repeated, and the longest wait before each further one, in seconds.
 TRIES = 4
 BACK_OFF_SECONDS = (0.1, 0.5, 2.0)
 #: Statuses that say "not now".
-_NOT_NOW = frozenset({429, 502, 503, 504})
+NOT_NOW = frozenset({429, 502, 503, 504})
 #: Longest Retry-After that is obeyed, in seconds.
 _MAX_RETRY_AFTER_SECONDS = 10.0
 
@@ -88,7 +90,13 @@ class Transport:
         while True:
             try:
                 async with self.stream(
-                    method, path, query=query, body=body, headers=headers, total_seconds=extra_seconds
+                    method,
+                    path,
+                    query=query,
+                    body=body,
+                    headers=headers,
+                    total_seconds=extra_seconds,
+                    is_repeatable=is_repeatable,
                 ) as answer:
                     return await answer.read()
             except (ServerUnavailableError, aiohttp.ClientError, TimeoutError) as error:
@@ -97,7 +105,7 @@ class Transport:
                     raise self._unavailable(error) from error
             except HarnessError as error:
                 wait = next(waits, None)
-                if wait is None or getattr(error, "status", 0) not in _NOT_NOW:
+                if wait is None or getattr(error, "status", 0) not in NOT_NOW:
                     raise
                 wait = max(wait, getattr(error, "retry_after_seconds", 0.0))
             # Spread, so that many clients of one server do not come back at the same moment.
@@ -113,6 +121,8 @@ class Transport:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         total_seconds: float | None = 0,
+        silence_seconds: float | None = None,
+        is_repeatable: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request once, and yield an answer that is no error, its body unread.
 
@@ -123,9 +133,12 @@ class Transport:
             body: Rendered as JSON; None: no body.
             headers: Beyond the usual.
             total_seconds: Beyond the timeout; None: it may go on for ever, as long as something comes.
+            silence_seconds: How long nothing may come then; None: the timeout.
+            is_repeatable: Whether it does no harm if it reaches the server twice.
 
         Raises:
             HarnessError: What the server says.
+            InvalidInputError: JSON can't hold the body, or a query parameter is no text.
             ServerUnavailableError: It can't be reached, or something else answers there.
         """
         if self._session is None:
@@ -135,19 +148,20 @@ class Transport:
         timeout = aiohttp.ClientTimeout(
             total=None if total_seconds is None else self._timeout_seconds + total_seconds,
             sock_connect=self._timeout_seconds,
-            sock_read=self._timeout_seconds if total_seconds is None else None,
+            sock_read=(silence_seconds or self._timeout_seconds) if total_seconds is None else None,
         )
+        params = {name: _query_text(value) for name, value in (query or {}).items() if value is not None}
+        content = None if body is None else encode_document(body, what="the body").encode()
         try:
             response = await self._session.request(
                 method,
                 self.url + path,
-                params={
-                    name: _query_text(value) for name, value in (query or {}).items() if value is not None
-                },
-                data=None if body is None else json.dumps(body).encode(),
+                params=params,
+                data=content,
                 headers={**({} if body is None else {"Content-Type": "application/json"}), **(headers or {})},
                 timeout=timeout,
                 allow_redirects=False,
+                middlewares=() if is_repeatable else (_send_once,),
             )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unavailable(error) from error
@@ -183,6 +197,14 @@ class Transport:
         return error
 
 
+async def _send_once(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from what it does when a connection is lost: it sends each PUT and DELETE a second time."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
+
+
 def _all_classes(root: type[HarnessError]) -> Iterator[type[HarnessError]]:
     yield root
     for child in root.__subclasses__():
@@ -198,7 +220,12 @@ def _retry_after_seconds(response: aiohttp.ClientResponse) -> float:
 
 
 def _query_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{text[:40]!r} holds a lone surrogate, which is no valid text") from error
+    return text
 
 
 def _check_url(url: str) -> str:

@@ -38,6 +38,7 @@ from harness.models import (
     ScheduleState,
     Task,
     TaskStatus,
+    UsageSample,
     log_attempt,
     render_instant,
 )
@@ -361,6 +362,20 @@ def check_chunks(fence: int, chunks: Sequence[LogChunk]) -> None:
         if len(chunk.data) > MAX_CHUNK_BYTES:
             raise InvalidInputError(
                 f"log chunk {chunk.seq} is {len(chunk.data):,} bytes, more than the limit of {MAX_CHUNK_BYTES:,}"
+            )
+
+
+def check_samples(fence: int, samples: Sequence[UsageSample]) -> None:
+    """Refuse samples that would not belong to the attempt that writes them.
+
+    Raises:
+        InvalidInputError: Naming the first sample at fault.
+    """
+    for sample in samples:
+        if log_attempt(sample.seq) != fence:
+            raise InvalidInputError(
+                f"sample {sample.seq} belongs to attempt {log_attempt(sample.seq)}, and attempt {fence} writes it; "
+                "number samples with log_seq(attempt, index)"
             )
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
-from harness.api.values import AgentPage, AgentQuery, AgentUpdate, RunQuery, RunRequest
+from harness.api.values import MAX_WAIT_SECONDS, AgentPage, AgentQuery, AgentUpdate, RunQuery, RunRequest
 from harness.errors import (
     AgentBusyError,
     AgentNameTakenError,
@@ -16,7 +16,17 @@ from harness.errors import (
     VersionConflictError,
 )
 from harness.models import Agent, AgentDraft, Page, Task
-from harness_server.endpoint import Answer, Call, Endpoint, NoQuery, Scope, empty_answer, json_answer
+from harness_server.endpoint import (
+    DOCUMENT_BODY_BYTES,
+    MAX_BODY_BYTES,
+    Answer,
+    Call,
+    Endpoint,
+    NoQuery,
+    Scope,
+    empty_answer,
+    json_answer,
+)
 
 _ETAG = {"ETag": "The agent's version, for `If-Match`."}
 
@@ -88,6 +98,12 @@ def _expected_version(request: web.Request, version: int | None) -> int | None:
     return int(digits)
 
 
+_EXAMPLE = {
+    "name": "greeter",
+    "code": 'import handoff\nn = context.get("n", 0) + 1\nprint("hello", n)\nhandoff.save({"n": n})\n',
+    "config": {"limits": {"timeout_seconds": 60}, "schedule": {"type": "cron", "cron": "0 * * * *"}},
+}
+
 routes = [
     Endpoint(
         method="POST",
@@ -95,6 +111,8 @@ routes = [
         handler=create_agent,
         scope=Scope.ADMIN,
         body=AgentDraft,
+        max_body_bytes=MAX_BODY_BYTES,
+        example=_EXAMPLE,
         answers={201: Answer("The agent.", Agent, headers={"Location": "Where it is.", **_ETAG})},
         errors=(AgentNameTakenError,),
     ),
@@ -120,6 +138,8 @@ routes = [
         handler=update_agent,
         scope=Scope.ADMIN,
         body=AgentUpdate,
+        max_body_bytes=MAX_BODY_BYTES,
+        example={**_EXAMPLE, "version": 1},
         headers={"If-Match": 'The ETag of the version that is changed, such as "3".'},
         answers={200: Answer("The agent as changed.", Agent, headers=_ETAG)},
         errors=(AgentNotFoundError, VersionConflictError, AgentNameTakenError),
@@ -139,6 +159,9 @@ routes = [
         scope=Scope.RUN,
         query=RunQuery,
         body=RunRequest,
+        max_body_bytes=DOCUMENT_BODY_BYTES,
+        extra_seconds=MAX_WAIT_SECONDS,
+        example={"context": {"city": "Oslo"}},
         is_body_optional=True,
         headers={
             "Idempotency-Key": "1 to 200 printable ASCII characters; a repetition with it makes no second run."

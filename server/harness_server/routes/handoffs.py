@@ -14,7 +14,16 @@ from harness.api.values import (
 )
 from harness.errors import AgentNotFoundError, ArtifactNotFoundError, StateRejectedError
 from harness.models import HandoffArtifact
-from harness_server.endpoint import Answer, Call, Endpoint, NoQuery, Scope, empty_answer, json_answer
+from harness_server.endpoint import (
+    DOCUMENT_BODY_BYTES,
+    Answer,
+    Call,
+    Endpoint,
+    NoQuery,
+    Scope,
+    empty_answer,
+    json_answer,
+)
 
 
 async def show_handoff(call: Call[NoQuery, None]) -> web.Response:
@@ -72,6 +81,8 @@ routes = [
         handler=put_handoff,
         scope=Scope.ADMIN,
         body=HandoffRequest,
+        max_body_bytes=DOCUMENT_BODY_BYTES,
+        example={"state": {"count": 3}, "summary": "set by hand"},
         answers=_ARTIFACT,
         errors=(AgentNotFoundError, StateRejectedError),
     ),
@@ -98,6 +109,7 @@ routes = [
         handler=rollback_handoff,
         scope=Scope.ADMIN,
         body=RollbackRequest,
+        example={"version": 1},
         answers=_ARTIFACT,
         errors=(AgentNotFoundError, ArtifactNotFoundError, StateRejectedError),
     ),

@@ -34,6 +34,11 @@ async def delete_schedule(call: Call[NoQuery, None]) -> web.Response:
     return empty_answer()
 
 
+async def remove_schedule(call: Call[NoQuery, None]) -> web.Response:
+    """Take an agent's schedule out of force until it is resumed or put anew. The config keeps it; its tasks stay."""
+    return json_answer(await call.api.remove_schedule(call.id("agent_id")))
+
+
 async def pause_schedule(call: Call[NoQuery, None]) -> web.Response:
     """Fire an agent no more until it is resumed, over restarts too. What runs goes on."""
     return json_answer(await call.api.pause_schedule(call.id("agent_id")))
@@ -59,6 +64,8 @@ async def backfill_schedule(call: Call[NoQuery, BackfillRequest]) -> web.Respons
 _PATH = "/api/agents/{agent_id}/schedule"
 _VIEW = {200: Answer("The schedule.", ScheduleView)}
 
+_EXAMPLE = {"type": "cron", "cron": "0 3 * * *", "timezone": "Europe/Oslo"}
+
 routes = [
     Endpoint(
         method="GET",
@@ -75,6 +82,7 @@ routes = [
         handler=put_schedule,
         scope=Scope.ADMIN,
         body=ScheduleConfig,
+        example=_EXAMPLE,
         answers=_VIEW,
         errors=(AgentNotFoundError, ConflictError),
     ),
@@ -84,6 +92,14 @@ routes = [
         handler=delete_schedule,
         scope=Scope.ADMIN,
         answers={204: Answer("It has none.")},
+        errors=(AgentNotFoundError, ConflictError),
+    ),
+    Endpoint(
+        method="POST",
+        path=f"{_PATH}/remove",
+        handler=remove_schedule,
+        scope=Scope.ADMIN,
+        answers=_VIEW,
         errors=(AgentNotFoundError, ConflictError),
     ),
     Endpoint(
@@ -108,6 +124,7 @@ routes = [
         handler=backfill_schedule,
         scope=Scope.RUN,
         body=BackfillRequest,
+        example={"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"},
         answers={200: Answer("The new tasks.", TaskIds)},
         errors=(AgentNotFoundError, ConflictError),
     ),
@@ -117,6 +134,7 @@ routes = [
         handler=preview_schedule,
         scope=Scope.READ,
         body=PreviewRequest,
+        example={"schedule": _EXAMPLE, "fires": 3},
         answers={200: Answer("When it would fire.", PreviewAnswer)},
     ),
 ]

@@ -133,6 +133,7 @@ routes = [
         handler=cancel_tasks,
         scope=Scope.RUN,
         body=CancelRequest,
+        example={"agent_id": 1, "status": "pending"},
         answers={200: Answer("The tasks that are cancelled, or about to be.", CancelAnswer)},
     ),
     Endpoint(

@@ -11,6 +11,7 @@ from harness.errors import SchemaTooNewError, StoreUnavailableError
 from harness.ports import Clock
 from harness.store.documents import SCHEMA_VERSION
 from harness.store.mongo import driver
+from harness.store.mongo.access import MongoAccess
 from harness.store.mongo.agents import AGENTS, ARTIFACTS, SCHEDULES, TASKS, UNSYNCED
 from harness.store.mongo.artifacts import PENDING_FOR
 from harness.store.mongo.driver import Database, Document, DuplicateKey
@@ -46,7 +47,7 @@ _FOR_LISTS = (
 _FOR_RETENTION = [("agent_id", 1), (LOGS_GONE, 1), ("completed_at", 1)]
 
 
-class MongoStore(MongoRetention, MongoSecrets):
+class MongoStore(MongoRetention, MongoAccess, MongoSecrets):
     """`harness.ports.Store` on one MongoDB database, by single-document writes alone."""
 
     def __init__(self, client: Any, *, database: str, clock: Clock | None = None) -> None:
