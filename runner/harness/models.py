@@ -30,6 +30,9 @@ MAX_CODE_BYTES = 4 * 1024 * 1024
 #: NAME_MAX of Linux file systems.
 _MAX_NAME_BYTES = 255
 
+#: Where counting a store's work ends: past it there is too much, and how much makes no difference.
+MAX_COUNTED = 100_000
+
 T = TypeVar("T")
 
 
@@ -241,6 +244,8 @@ class Attempt(Model):
 
     #: The fence of the claim under which it ran: counts up from 1.
     number: int
+    #: When it could have begun; from then to `started_at` it waited for a slot or for a runner.
+    due_at: Instant | None = None
     started_at: Instant
     ended_at: Instant | None = None
     #: Set before the kill that causes the end, so it may stand here while the attempt still runs.
@@ -301,6 +306,26 @@ class Task(Model):
     def attempt(self) -> Attempt | None:
         """The newest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+
+class QueueStats(Model):
+    """How much work there is at one moment. Each number stops at `MAX_COUNTED`."""
+
+    #: The store's time.
+    at: Instant
+    #: Due pending tasks that hold a slot of their agent: all they wait for is a runner.
+    ready: int = 0
+    #: Since when the oldest of those is due.
+    ready_since: Instant | None = None
+    #: Due pending tasks that wait for a slot of their own agent.
+    waiting: int = 0
+    waiting_since: Instant | None = None
+    #: Pending tasks that are not due yet: retries, and fires with jitter.
+    delayed: int = 0
+    #: Running tasks, wherever they run.
+    running: int = 0
+    #: Of those, the ones whose lease has run out: their runner died, or lost its store.
+    expired: int = 0
 
 
 class NewTask(Model):

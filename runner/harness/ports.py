@@ -25,6 +25,7 @@ from harness.models import (
     NewTask,
     Outcome,
     Page,
+    QueueStats,
     Reason,
     ScheduleSource,
     ScheduleState,
@@ -175,6 +176,9 @@ class Store(Protocol):
 
     async def next_due_at(self) -> datetime | None:
         """Return the earliest `due_at`, not yet passed, of all pending tasks and schedules; None: there is none."""
+
+    async def queue_stats(self) -> QueueStats:
+        """Count the work there is. Takes as long as there is work, however long the history; asked every few seconds."""
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a live or expired-but-not-taken-over lease to now + `lease_seconds`; return its new end.

@@ -131,6 +131,14 @@ class Settings(BaseSettings):
     #: File with such keys instead, one a line; read whenever they are needed.
     secrets_key_file: Path | None = None
 
+    #: Where OpenTelemetry sends spans. Its SDK reads this and all its other variables itself; here it only says whether.
+    otlp_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"
+        ),
+    )
+
     #: How long a claim on a running task holds without a heartbeat. A dead runner's task is noticed after this.
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     #: Limits for what an agent's config leaves open.

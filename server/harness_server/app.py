@@ -8,17 +8,19 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
 from harness.announce import announce_parts
 from harness.api import LocalApi
 from harness.errors import AddressUnavailableError, HarnessError, InvalidInputError
+from harness.observed import observed_sandbox, observed_store
 from harness.sandbox.inspection import ping
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.wiring import open_runtime
+from harness_server.accesslog import watch_requests
 from harness_server.auditing import AUDITOR, Auditor
 from harness_server.auth import GATE, Gate
 from harness_server.bodies import BODIES, LINGER_SECONDS, Bodies
@@ -27,7 +29,9 @@ from harness_server.endpoint import API, MAX_BODY_BYTES
 from harness_server.hosts import HOST_RULES, HostRules, check_host
 from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS, STREAMS
 from harness_server.middleware import add_headers, problems, request_ids
-from harness_server.routes import ENDPOINTS, docs, health
+from harness_server.monitoring import MONITOR, SCRAPER, make_monitor
+from harness_server.routes import ENDPOINTS, docs, health, metrics
+from harness_server.scraping import Scraper
 from harness_server.streams import Streams
 
 logger = logging.getLogger(__name__)
@@ -45,24 +49,30 @@ class SchedulerOptions:
 
 
 OPTIONS = web.AppKey("options", SchedulerOptions)
+#: Whether each request is told in the log.
+LOGS_REQUESTS = web.AppKey("logs_requests", bool)
 
 
-def make_app(settings: Settings, options: SchedulerOptions) -> web.Application:
+def make_app(
+    settings: Settings, options: SchedulerOptions, *, logs_requests: bool = False
+) -> web.Application:
     """Return an application, not yet started; its start opens the store and starts the scheduler."""
     app = web.Application(
-        middlewares=(track_connections, request_ids, problems, check_host), client_max_size=MAX_BODY_BYTES
+        middlewares=(track_connections, request_ids, watch_requests, problems, check_host),
+        client_max_size=MAX_BODY_BYTES,
     )
     app[SETTINGS] = settings
     app[OPTIONS] = options
+    app[LOGS_REQUESTS] = logs_requests
     app[CONNECTIONS] = Connections(max_connections=settings.max_connections)
     app[BODIES] = Bodies(timeout_seconds=settings.request_timeout_seconds)
     app[HOST_RULES] = HostRules.of(settings)
     app[STREAMS] = Streams()
-    app.cleanup_ctx.extend((_runtime, _access, _scheduler))
+    app.cleanup_ctx.extend((_monitor, _runtime, _access, _scheduler))
     app.on_shutdown.append(_stop_streams)
     app.on_response_prepare.append(add_headers)
     app.add_routes([*health.routes, *docs.routes])
-    for endpoints in ENDPOINTS.values():
+    for endpoints in (*ENDPOINTS.values(), metrics.routes):
         app.add_routes(endpoint.route() for endpoint in endpoints)
     return app
 
@@ -122,9 +132,15 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+async def _monitor(app: web.Application) -> AsyncIterator[None]:
+    app[MONITOR] = make_monitor(app[SETTINGS], logs_requests=app[LOGS_REQUESTS])
+    yield
+    await app[MONITOR].close()
+
+
 async def _runtime(app: web.Application) -> AsyncIterator[None]:
-    async with open_runtime(app[SETTINGS]) as runtime:
-        app[RUNTIME] = runtime
+    async with open_runtime(app[SETTINGS]) as opened:
+        app[RUNTIME] = runtime = replace(opened, store=observed_store(opened.store, app[MONITOR].telemetry))
         await announce_parts(runtime)
         yield
 
@@ -156,7 +172,7 @@ async def _scheduler(app: web.Application) -> AsyncIterator[None]:
         options.max_concurrent,
         options.retry_max_attempts,
         store=runtime.store,
-        sandbox=runtime.sandbox,
+        sandbox=observed_sandbox(runtime.sandbox, app[MONITOR].telemetry),
         clock=runtime.clock,
         settings=runtime.settings,
     )
@@ -172,8 +188,12 @@ async def _scheduler(app: web.Application) -> AsyncIterator[None]:
         "engine": lambda: ping(runtime.sandbox.engine),
         "scheduler": ask_scheduler,
     }
+    app[SCRAPER] = scraper = Scraper(
+        app[MONITOR].metrics, app[PROBES], runtime.store.queue_stats, lambda: scheduler.running
+    )
     await scheduler.start()
     try:
         yield
     finally:
         await scheduler.stop(drain_seconds=0)
+        await scraper.close()

@@ -36,6 +36,7 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "expired_tasks": store.expired_tasks(),
         "claim_tasks": store.claim_tasks(claim(), limit=1),
         "next_due_at": store.next_due_at(),
+        "queue_stats": store.queue_stats(),
         "next_schedules": store.next_schedules(),
         "extend_lease": store.extend_lease(1, 1, 30),
         "record_reason": store.record_reason(1, 1, Reason.TIMEOUT),

@@ -257,7 +257,7 @@ async def test_lists_stay_on_indexes(store: SqliteStore) -> None:
 PRESENT = re.compile("tasks_ready|tasks_waiting|tasks_in_slots|tasks_leased|tasks_to_cancel|schedules_by_due")
 
 
-@pytest.mark.parametrize("call", ["claim", "next", "expired", "cancel"])
+@pytest.mark.parametrize("call", ["claim", "next", "stats", "expired", "cancel"])
 async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, call: str) -> None:
     asked: list[str] = []
     await store._file.read(lambda db: db.set_trace_callback(asked.append))
@@ -268,6 +268,7 @@ async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, ca
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "claim": lambda: store.claim_tasks(claim(), limit=5),
         "next": store.next_due_at,
+        "stats": store.queue_stats,
         "expired": store.expired_tasks,
         "cancel": lambda: store.cancel_requests("me"),
     }

@@ -33,7 +33,7 @@ LAYERS = (
         "retention",
         "secrets",
     },
-    {"ports"},
+    {"ports", "telemetry"},
     {
         "triggers",
         "compression",
@@ -57,7 +57,7 @@ LAYERS = (
         "sampling",
     },
     {"api", "store", "sandbox"},
-    {"wiring", "testing", "announce"},
+    {"wiring", "testing", "announce", "observed"},
     {"", "cli", "demo", "client"},
 )
 #: Up to here nothing knows a driver.
@@ -78,12 +78,26 @@ HOMES = {
     "croniter": ("harness.cron",),
     "cryptography": ("harness.secrets.cipher",),
     "aiohttp": ("harness.client", "harness_server"),
+    "prometheus_client": ("harness_server",),
+    "opentelemetry": ("harness_server.tracing",),
     "typer": ("harness.cli", "harness.demo", "harness_server.cli"),
     "rich": ("harness.cli", "harness.demo"),
 }
 
 #: What `import harness` must not load: drivers, web servers and what only the command line needs.
-HEAVY = ("pymongo", "motor", "docker", "aiosqlite", "sqlite3", "aiohttp", "typer", "rich", "cryptography")
+HEAVY = (
+    "pymongo",
+    "motor",
+    "docker",
+    "aiosqlite",
+    "sqlite3",
+    "aiohttp",
+    "typer",
+    "rich",
+    "prometheus_client",
+    "opentelemetry",
+    "cryptography",
+)
 
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
@@ -201,6 +215,7 @@ def test_no_module_breaks_the_rules() -> None:
         ("harness.store.mongo", "import sqlite3", "imports sqlite3"),
         ("harness.executor", "def f():\n    import docker", "imports docker"),
         ("harness.executor", "from aiohttp import web", "imports aiohttp"),
+        ("harness.cli.runner", "import prometheus_client", "imports prometheus_client, which only harness_server may"),
         ("harness.worker", "from rich.console import Console", "imports rich.console"),
         ("harness_server.app", "import typer", "imports typer"),
         ("harness.cli.app", "def f():\n    from harness_server.cli import serve", "imports harness_server.cli"),

@@ -47,8 +47,8 @@ class Rig:
     async def _until_it_sleeps(self) -> None:
         """Storing takes the store's thread some time that the fake clock knows nothing of."""
         async with asyncio.timeout(20):
-            while not self.clock.sleepers:
-                await asyncio.sleep(0)  # noqa: ASYNC110 - the clock has no event for this
+            while not self.clock.sleepers:  # noqa: ASYNC110 - the clock has no event for this
+                await asyncio.sleep(0)
 
     async def stored(self) -> list[UsageSample]:
         return list(await self.store.read_samples(self.task.id))
