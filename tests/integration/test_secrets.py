@@ -284,7 +284,7 @@ async def answers_are_clean(client: HarnessClient, service: Service, agent: Agen
 async def commands_are_clean(site: Site, agent: Agent, tasks: list[Task]) -> None:
     for command in (
         ["run", str(agent.id), "--context", '{"mode": "save"}'],
-        ["run", str(agent.id), "--context", '{"mode": "save"}', "--json"],
+        ["run", str(agent.id), "--context", '{"mode": "derive"}', "--json"],
         *(["logs", str(task.id)] for task in tasks),
         *(["tasks", "show", str(task.id), "--json"] for task in tasks),
         ["handoff", "history", str(agent.id), "--json"],

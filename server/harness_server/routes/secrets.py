@@ -49,6 +49,7 @@ routes = [
         handler=put_secret,
         scope=Scope.ADMIN,
         body=SecretRequest,
+        example={"value": "correct horse battery staple"},
         answers={200: Answer("What is known of it.", SecretInfo)},
         errors=(SecretKeyError,),
     ),
