@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from aiohttp import web
 
+from harness.aio import uninterrupted
 from harness.announce import announce_parts
 from harness.api import LocalApi
 from harness.errors import AddressUnavailableError, HarnessError, InvalidInputError
@@ -113,7 +114,8 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
             finally:
                 accepting.close()
         finally:
-            await runner.cleanup()
+            # A second signal that comes now has nothing left to hurry; cut in two, this would leave the store open.
+            await uninterrupted(runner.cleanup())
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -157,7 +159,8 @@ async def _access(app: web.Application) -> AsyncIterator[None]:
             "HARNESS_ALLOWED_HOSTS is set and there is no token: whoever a proxy lets through may do everything",
             extra={"action": "open_behind_proxy"},
         )
-    app[GATE] = Gate(runtime.store, clock=runtime.clock, settings=settings)
+    app[GATE] = gate = Gate(runtime.store, clock=runtime.clock, settings=settings)
+    app[metrics.SCRAPE_GATE] = metrics.ScrapeGate(gate, clock=runtime.clock)
     app[AUDITOR] = Auditor(runtime.store, clock=runtime.clock, max_entries=settings.audit_max_entries)
     yield
 

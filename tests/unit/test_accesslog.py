@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from tests.unit.shop import eventually
 
+from harness.settings import Settings
 from harness_server import accesslog
 from harness_server.accesslog import watch_requests
 from harness_server.endpoint import Answer, Call, Endpoint, NoQuery, Scope
+from harness_server.keys import SETTINGS
 from harness_server.metrics import Metrics
 from harness_server.middleware import REQUEST_ID_HEADER, add_headers, problems, request_ids
 from harness_server.monitoring import MONITOR, Monitor
@@ -49,6 +52,7 @@ def make_app(metrics: Metrics, *, logs_requests: bool = True) -> web.Application
         method="GET", path="/echo/{word}", handler=echo, scope=Scope.NONE, answers={200: Answer("It.")}
     )
     app = web.Application(middlewares=(request_ids, watch_requests, problems))
+    app[SETTINGS] = Settings(data_dir=Path("unused"))
     app[MONITOR] = Monitor(metrics, logs_requests=logs_requests)
     app.on_response_prepare.append(add_headers)
     app.add_routes([endpoint.route(), web.get("/stream", stream), web.get("/fail", fail), *health.routes])
