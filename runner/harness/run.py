@@ -19,9 +19,6 @@ from harness.errors import (
     HarnessError,
     LeaseLostError,
     SandboxError,
-    SecretDamagedError,
-    SecretKeyError,
-    SecretNotFoundError,
     StateRejectedError,
     StoreError,
 )
@@ -53,7 +50,7 @@ from harness.ports import (
     Store,
 )
 from harness.retry import retry_delay
-from harness.runsecrets import RunSecrets
+from harness.runsecrets import SECRETS_UNUSABLE, RunSecrets
 from harness.sampling import UsageSampler
 from harness.settings import Settings
 
@@ -226,7 +223,7 @@ class TaskRun:
             self._secrets = await RunSecrets.load(
                 self._parts.store, self._parts.settings, self._agent.options.secrets
             )
-        except (SecretNotFoundError, SecretKeyError, SecretDamagedError) as error:
+        except SECRETS_UNUSABLE as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
         sink = self._secrets.sink(self._output)
         background = [asyncio.create_task(self._output.flush_periodically())]

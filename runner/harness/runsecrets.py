@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from harness.errors import SecretDamagedError, SecretKeyError, SecretNotFoundError
 from harness.ports import OutputSink, OutputStream, SandboxResult, Store
 from harness.secrets.masking import MaskedStream, Masker
 from harness.settings import Settings
 from harness.vault import SecretVault
+
+#: Why a run can't have its secrets.
+SECRETS_UNUSABLE = (SecretNotFoundError, SecretKeyError, SecretDamagedError)
 
 
 class RunSecrets:

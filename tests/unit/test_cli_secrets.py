@@ -136,6 +136,24 @@ def test_keys_rotate(cli: Cli) -> None:
     assert cli.json("rotate") == {"rotated": 0}
 
 
+def test_a_change_is_in_the_audit_log_and_its_value_is_not(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("set", "key", stdin=VALUE.encode())
+    cli("delete", "key")
+    capsys.readouterr()
+
+    assert invoke(["audit", "--json"]) == 0
+
+    out = capsys.readouterr().out
+    entries = json.loads(out)["entries"]
+    assert [(entry["action"], entry["target"]) for entry in entries] == [
+        ("delete_secret", "/api/secrets/key"),
+        ("put_secret", "/api/secrets/key"),
+    ]
+    assert not any(line in out for line in VALUE.splitlines())
+
+
 def test_the_store_holds_no_value(cli: Cli, tmp_path: Path) -> None:
     cli("set", "key", stdin=VALUE.encode())
 
