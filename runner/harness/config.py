@@ -24,6 +24,7 @@ from pydantic import (
 
 from harness.cron import parse_cron
 from harness.errors import InvalidInputError, Problem
+from harness.secrets.rules import NAME_PATTERN
 from harness.zones import load_zone
 
 MIB = 1024 * 1024
@@ -37,6 +38,9 @@ MAX_INTERVAL_MINUTES = 10 * 365 * 24 * 60
 #: Bounds on the instants of a schedule: from where time zones are well known to where nothing needs to fire any more.
 MIN_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_INSTANT = datetime(3000, 1, 1, tzinfo=UTC)
+
+#: Most secrets that one agent names.
+MAX_SECRETS = 100
 
 #: Bounds on what is kept: a hundred years, and more than any store holds.
 MAX_DAYS = 36_500
@@ -243,6 +247,11 @@ class AgentConfig(_Section):
     #: Environment variables of the agent. A Python agent gets them inside the job frame, so `docker inspect` does not
     #: show them; an agent with its own `command` gets them as container environment, where it does.
     env: dict[str, str] = Field(default_factory=dict)
+    #: Environment variables whose values are stored secrets, by the names of those. They reach a Python agent as `env`
+    #: does, and are masked in all that its runs show. Not for an agent with its own `command`.
+    secrets: Annotated[
+        dict[str, Annotated[str, Field(pattern=NAME_PATTERN)]], Field(max_length=MAX_SECRETS)
+    ] = Field(default_factory=dict)
     #: Another image than the product's own. With a `command` any image will do; without, it must derive from ours.
     image: Annotated[str, Field(min_length=1)] | None = None
     #: Program to run instead of Python code: it reads the context as JSON on stdin and is judged by its exit code.
@@ -260,6 +269,16 @@ class AgentConfig(_Section):
                 raise ValueError(f"the value of {name} holds a NUL byte")
         return env
 
+    @field_validator("secrets")
+    @classmethod
+    def _secrets_have_portable_names(cls, secrets: dict[str, str]) -> dict[str, str]:
+        for variable in secrets:
+            if not _ENV_NAME.match(variable):
+                raise ValueError(
+                    f"{variable!r} is no name for an environment variable (letters, digits and _)"
+                )
+        return secrets
+
     @field_validator("command")
     @classmethod
     def _arguments_hold_no_nul(cls, command: list[str] | None) -> list[str] | None:
@@ -267,6 +286,17 @@ class AgentConfig(_Section):
             if "\0" in argument:
                 raise ValueError("an argument holds a NUL byte, which no program can be given")
         return command
+
+    @model_validator(mode="after")
+    def _secrets_stay_secret(self) -> Self:
+        if self.secrets and self.command is not None:
+            raise ValueError(
+                "secrets can't be handed to an agent with its own command: its environment shows in docker inspect; "
+                "leave secrets out, or write the agent in Python"
+            )
+        if both := self.secrets.keys() & self.env.keys():
+            raise ValueError(f"{min(both)} is in env and in secrets; leave it out of one of them")
+        return self
 
     @property
     def max_active(self) -> int:
@@ -289,10 +319,14 @@ class AgentConfig(_Section):
             ) from error
 
 
+#: Whatever stands under these names is quoted by no message. ``value`` is a secret's, in the API.
+_QUIET = frozenset({"env", "secrets", "value"})
+
+
 def describe_problems(error: ValidationError) -> str:
     """Render pydantic's findings as one readable line: ``limits.cpus: Input should be … (got -1)``.
 
-    Quotes single values only, and none under ``env``: what an agent's environment holds is secret.
+    Quotes single values only, and none under ``env`` or ``secrets``: what an agent's environment holds is secret.
     """
     return "; ".join(f"{problem.field or 'value'}: {problem.message}" for problem in list_problems(error))
 
@@ -310,7 +344,7 @@ def list_problems(error: ValidationError) -> tuple[Problem, ...]:
             problems.extend(map(Problem, inside, (found.message for found in cause.problems)))
             continue
         # Under a name that is not known here may stand anything, a password too.
-        quiet = problem["type"] in ("missing", "extra_forbidden") or "env" in problem["loc"]
+        quiet = problem["type"] in ("missing", "extra_forbidden") or not _QUIET.isdisjoint(problem["loc"])
         got = "" if quiet else quote_value(problem["input"])
         path = ".".join(str(part) for part in problem["loc"])
         problems.append(Problem(path, f"{problem['msg'].removeprefix('Value error, ')}{got}"))

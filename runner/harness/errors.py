@@ -58,6 +58,12 @@ class AddressUnavailableError(HarnessError):
     code = "address_unavailable"
 
 
+class SecretKeyError(SettingsError):
+    """No key for secrets is set, or none that fits."""
+
+    code = "secret_key_missing"
+
+
 class StateRejectedError(InvalidInputError):
     """A handoff state is not a JSON object, is nested too deeply, or is larger than its bound."""
 
@@ -86,6 +92,12 @@ class ArtifactNotFoundError(NotFoundError):
     """The agent has no handoff artifact of that version."""
 
     code = "artifact_not_found"
+
+
+class SecretNotFoundError(NotFoundError):
+    """No secret has that name."""
+
+    code = "secret_not_found"
 
 
 class TokenNotFoundError(NotFoundError):
@@ -222,6 +234,12 @@ class SchemaTooNewError(StoreError):
     """The store was written by a newer release."""
 
     code = "schema_too_new"
+
+
+class SecretDamagedError(StoreError):
+    """What is stored of a secret can't be decrypted."""
+
+    code = "secret_damaged"
 
 
 class SandboxError(HarnessError):

@@ -34,6 +34,7 @@ from harness.models import (
     UsageSample,
 )
 from harness.retention import Expiry, Purged
+from harness.secrets.info import SecretInfo
 from harness.tokens import ApiToken, TokenDraft
 
 
@@ -374,6 +375,38 @@ class Store(Protocol):
     ) -> Sequence[HandoffArtifact]:
         """Return artifacts by falling version, clears included."""
 
+    # Secrets
+
+    async def put_secret(self, name: str, ciphertext: bytes) -> SecretInfo:
+        """Store a secret's ciphertext, in place of another one if it has one.
+
+        Raises:
+            InvalidInputError: The name is none of a secret, or this is no ciphertext of `SecretCipher`, or too large.
+        """
+
+    async def replace_secret(self, name: str, before: bytes, after: bytes) -> bool:
+        """Encrypt a secret anew: put `after` in the place of `before`; no time changes, since its value does not.
+
+        Returns:
+            Whether `before` was still there.
+
+        Raises:
+            InvalidInputError: `after` is no ciphertext.
+        """
+
+    async def get_secrets(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the ciphertexts of those secrets that there are, by name."""
+
+    async def list_secrets(self, *, limit: int = 100, offset: int = 0) -> Page[SecretInfo]:
+        """Return what is known of the secrets, by rising name."""
+
+    async def delete_secret(self, name: str) -> None:
+        """Delete a secret.
+
+        Raises:
+            SecretNotFoundError: There is none of that name.
+        """
+
     # Retention
 
     async def agent_ids(self, *, after_id: int = 0, limit: int = 1000) -> Sequence[int]:
@@ -494,7 +527,8 @@ class SandboxJob:
     #: Text files by relative path, and the one to run; a one-file agent is ``{"main.py": code}``.
     files: Mapping[str, str] = field(default_factory=dict)
     entrypoint: str = "main.py"
-    env: Mapping[str, str] = field(default_factory=dict)
+    #: Holds secrets, so it stands in no log by accident.
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from harness.ports import (
     Store,
 )
 from harness.retry import retry_delay
+from harness.runsecrets import SECRETS_UNUSABLE, RunSecrets
 from harness.sampling import UsageSampler
 from harness.settings import Settings
 
@@ -134,6 +135,7 @@ class TaskRun:
             keep_bytes=KEEP_BYTES if can_hand_back else None,
             forward=on_output,
         )
+        self._secrets = RunSecrets()
         self._sampler = UsageSampler(parts.store, parts.clock, task_id=task.id, fence=task.fence)
         self._session: SandboxSession | None = None
         self._start_seconds: float | None = None
@@ -168,7 +170,8 @@ class TaskRun:
                 return self._as_result(SandboxResult(Reason.LOST, -1, error.message), None)
             except Exception as error:
                 # A callback's mistake or ours: whoever called learns of it, and the task must not seem to run on.
-                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, f"the runner failed: {error!r}"))
+                problem = self._secrets.text(f"the runner failed: {error!r}")
+                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, problem))
                 raise
 
     async def stop(self, reason: Reason, message: str) -> None:
@@ -216,6 +219,13 @@ class TaskRun:
         """Run the job in a container of its own."""
         if early := self._stopped_early():
             return early
+        try:
+            self._secrets = await RunSecrets.load(
+                self._parts.store, self._parts.settings, self._agent.options.secrets
+            )
+        except SECRETS_UNUSABLE as error:
+            return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
+        sink = self._secrets.sink(self._output)
         background = [asyncio.create_task(self._output.flush_periodically())]
         try:
             async with self._parts.sandbox.open(self._spec(), before_start=self._lease.check) as session:
@@ -229,7 +239,8 @@ class TaskRun:
                 background.append(asyncio.create_task(self._sampler.sample_periodically(session)))
                 try:
                     job = self._job(context, run_count)
-                    return await session.run(job, sink=self._output, before_stop=self._record)
+                    result = await session.run(job, sink=sink, before_stop=self._record)
+                    return self._secrets.result(result)
                 except asyncio.CancelledError:
                     if not self._can_hand_back:
                         await uninterrupted(self._record(Reason.CANCELLED, _CANCELLED_BY_CALLER))
@@ -249,6 +260,7 @@ class TaskRun:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            sink.finish()
 
     def _stopped_early(self) -> SandboxResult | None:
         """Return the result of a run that was stopped before its agent began."""
@@ -287,11 +299,12 @@ class TaskRun:
                     # It is read back from the store, so it has to be there, and the store as well.
                     await self._persist(compress)
         except StateRejectedError as error:
-            problem = error.message
+            problem = self._secrets.text(error.message)
         except TimeoutError:
             problem = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
         else:
-            return result, state
+            # The state before it may be from a time when a value in it was no secret yet.
+            return result, self._secrets.state(state)
         return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
 
     async def _stdout(self) -> AsyncIterator[str]:
@@ -386,7 +399,7 @@ class TaskRun:
             },
             files=agent.files or {_ENTRYPOINT: agent.code},
             entrypoint=agent.entrypoint or _ENTRYPOINT,
-            env=agent.options.env,
+            env={**agent.options.env, **self._secrets.environment},
         )
 
     def _as_outcome(self, result: SandboxResult) -> Outcome:

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from harness.config import DEFAULT_MAX_STATE_BYTES, MAX_KEPT, MIB, Days, quote_value
 from harness.errors import InvalidInputError, SettingsError
+from harness.secrets.cipher import parse_keys
 
 #: A host name, an IPv4 address, or an IPv6 address in brackets, as in a URL.
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
@@ -57,6 +58,12 @@ def _host_names(text: str) -> str:
         if name.strip() and not _HOST_NAME.fullmatch(name.strip()):
             raise ValueError("give host names, without a scheme, a port or a path, separated by commas")
     return text
+
+
+def _check_keys(keys: SecretStr | None) -> SecretStr | None:
+    if keys is not None:
+        parse_keys(keys.get_secret_value())
+    return keys
 
 
 class Settings(BaseSettings):
@@ -117,6 +124,12 @@ class Settings(BaseSettings):
     )
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
+
+    #: Keys that secrets are encrypted with, made by ``harness secrets keygen``, with commas between them: the first one
+    #: encrypts, all decrypt.
+    secrets_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None
+    #: File with such keys instead, one a line; read whenever they are needed.
+    secrets_key_file: Path | None = None
 
     #: Where OpenTelemetry sends spans. Its SDK reads this and all its other variables itself; here it only says whether.
     otlp_endpoint: str | None = Field(

@@ -24,6 +24,7 @@ from harness.errors import (
     UnsupportedMediaError,
 )
 from harness.models import Agent, AgentDraft
+from harness.secrets.rules import NAME_PATTERN
 from harness_server.endpoint import JSON, Answer, Endpoint, Scope
 from harness_server.problems import PROBLEM_JSON, ProblemDocument, status_of_type
 from harness_server.schemas import DescribedSchema
@@ -47,6 +48,11 @@ _DESCRIPTION = """\
 Runs autonomous agents around the clock, each run in a throwaway Docker container.
 
 Errors are problem documents (RFC 9457) with a stable `code`. Instants are RFC 3339 in UTC. Lists come in pages."""
+
+#: What in a path is no id.
+_PATH_TEXTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "secret_name": ("Name of the secret.", {"type": "string", "pattern": NAME_PATTERN}),
+}
 
 #: A model, and whether what is sent or what is answered is described.
 _Use = tuple[type[BaseModel], JsonSchemaMode]
@@ -153,8 +159,10 @@ def _path_parameters(endpoint: Endpoint) -> Iterable[dict[str, Any]]:
     for part in endpoint.path.split("/"):
         if part.startswith("{"):
             name = part.strip("{}")
-            about = f"Id of the {name.removesuffix('_id')}."
-            schema = {"type": "integer", "minimum": 1}
+            about, schema = _PATH_TEXTS.get(name) or (
+                f"Id of the {name.removesuffix('_id')}.",
+                {"type": "integer", "minimum": 1},
+            )
             yield {"name": name, "in": "path", "description": about, "required": True, "schema": schema}
 
 

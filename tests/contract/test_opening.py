@@ -14,7 +14,10 @@ from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
 from harness.retention import Expiry
+from harness.secrets.cipher import SecretCipher
 from harness.tokens import TokenDraft, hash_secret
+
+CIPHERTEXT = SecretCipher([bytes(32)], store_id="store").encrypt("key", "a value that nobody knows")
 
 
 def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
@@ -60,6 +63,11 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "load_agents": store.load_agents([1]),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
+        "put_secret": store.put_secret("key", CIPHERTEXT),
+        "replace_secret": store.replace_secret("key", CIPHERTEXT, CIPHERTEXT),
+        "get_secrets": store.get_secrets(["key"]),
+        "list_secrets": store.list_secrets(),
+        "delete_secret": store.delete_secret("key"),
         "agent_ids": store.agent_ids(),
         "purge": store.purge(1, Expiry(task.created_at), limit=1),
         "purgeable": store.purgeable(1, Expiry(task.created_at)),

@@ -72,6 +72,7 @@ def test_version_is_printed(cli: Cli) -> None:
         *(["agents", verb] for verb in ("create", "list", "show", "update", "delete")),
         *(["handoff", verb] for verb in ("show", "set", "clear", "history", "rollback")),
         *(["images", verb] for verb in ("build", "list")),
+        *(["secrets", verb] for verb in ("set", "list", "delete", "keygen", "rotate")),
         *(["tasks", verb] for verb in ("list", "show", "cancel", "retry")),
         *(["schedule", verb] for verb in ("show", "next", "pause", "resume", "add", "remove", "backfill")),
         *([verb] for verb in ("run", "logs", "purge", "doctor", "serve", "runner", "socket-proxy")),

@@ -31,6 +31,7 @@ LAYERS = (
         "tokens",
         "audit",
         "retention",
+        "secrets",
     },
     {"ports", "telemetry"},
     {
@@ -48,6 +49,8 @@ LAYERS = (
         "executor",
         "recovery",
         "run",
+        "runsecrets",
+        "vault",
         "worker",
         "lease",
         "output",
@@ -73,6 +76,7 @@ HOMES = {
     "sqlite3": ("harness.store.sqlite",),
     "docker": ("harness.sandbox.",),
     "croniter": ("harness.cron",),
+    "cryptography": ("harness.secrets.cipher",),
     "aiohttp": ("harness.client", "harness_server"),
     "prometheus_client": ("harness_server",),
     "opentelemetry": ("harness_server.tracing",),
@@ -92,6 +96,7 @@ HEAVY = (
     "rich",
     "prometheus_client",
     "opentelemetry",
+    "cryptography",
 )
 
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}

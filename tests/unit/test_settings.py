@@ -134,6 +134,7 @@ def test_a_malformed_variable_is_named_with_its_value(
 
 def test_all_malformed_variables_are_named_and_no_secret_is(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HARNESS_MONGODB_URI", "mongodb://user:5551234@db/")
+    environment.setenv("HARNESS_SECRETS_KEY", "5551234")
     environment.setenv("HARNESS_LEASE_SECONDS", "soon")
     environment.setenv("HARNESS_CPUS", "many")
 
@@ -143,11 +144,15 @@ def test_all_malformed_variables_are_named_and_no_secret_is(environment: pytest.
     text = "".join(traceback.format_exception(caught.value))
     assert "HARNESS_LEASE_SECONDS" in text
     assert "HARNESS_CPUS" in text
+    assert (
+        "HARNESS_SECRETS_KEY: key 1 is not 32 bytes in base64; make one with: harness secrets keygen" in text
+    )
     assert "5551234" not in text
 
 
 def test_printed_settings_hold_no_secret(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HARNESS_MONGODB_URI", "mongodb://user:5551234@db/")
+    environment.setenv("HARNESS_SECRETS_KEY", "5551234" * 6 + "0=")
 
     settings = Settings.load()
 

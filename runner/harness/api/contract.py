@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, SystemResources
 from harness.audit import AuditEntry
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
+from harness.secrets.info import SecretInfo
 from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 
@@ -255,6 +256,26 @@ class HarnessApi(Protocol):
         Raises:
             AgentNotFoundError: There is no such agent.
             ArtifactNotFoundError: It has no artifact of such a version.
+        """
+
+    # Secrets
+
+    async def put_secret(self, name: str, value: str) -> SecretInfo:
+        """Store a secret, or give it another value; runs that have begun keep the old one. Nothing answers a value.
+
+        Raises:
+            InvalidInputError: The name or the value is not acceptable.
+            SecretKeyError: The service has no key to encrypt it with.
+        """
+
+    async def list_secrets(self, *, limit: int = 100, offset: int = 0) -> Page[SecretInfo]:
+        """Return what is known of the secrets, by rising name."""
+
+    async def delete_secret(self, name: str) -> None:
+        """Delete a secret; runs of agents that name it fail from now on.
+
+        Raises:
+            SecretNotFoundError: There is none of that name.
         """
 
     # The machine

@@ -13,6 +13,7 @@ from harness.api.values import HandoffDiff, LogEvent, LogLine, ScheduleView, Sys
 from harness.audit import AuditEntry
 from harness.models import Agent, AgentDraft, HandoffArtifact, Page, Task, TaskStatus, UsageSample
 from harness.ports import Clock, Store
+from harness.secrets.info import SecretInfo
 from harness.settings import Settings
 from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from harness.handoff import HandoffManager
     from harness.resources import ResourceManager
     from harness.scheduler import TaskScheduler
+    from harness.vault import SecretVault
 
 
 class LocalApi:
@@ -33,7 +35,7 @@ class LocalApi:
         Args:
             store: Where everything is.
             clock: Measures waits.
-            settings: Bound states of agents that set no bound.
+            settings: Bound states of agents that set no bound, and hold the keys of secrets.
             scheduler: One that may be started, and then acts on changes at once; None: one of its own that is not.
         """
         self._store = store
@@ -55,6 +57,12 @@ class LocalApi:
         from harness.handoff import HandoffManager
 
         return HandoffManager(store=self._store, settings=self._settings)
+
+    @cached_property
+    def _vault(self) -> SecretVault:
+        from harness.vault import SecretVault
+
+        return SecretVault(self._store, self._settings)
 
     @cached_property
     def _resources(self) -> ResourceManager:
@@ -229,6 +237,20 @@ class LocalApi:
     async def diff_handoff(self, agent_id: int, before: int, after: int | None = None) -> HandoffDiff:
         """Compare the states of two versions."""
         return await handoffs.diff(self._store, agent_id, before, after)
+
+    # Secrets
+
+    async def put_secret(self, name: str, value: str) -> SecretInfo:
+        """Store a secret."""
+        return await self._vault.put(name, value)
+
+    async def list_secrets(self, *, limit: int = 100, offset: int = 0) -> Page[SecretInfo]:
+        """Return what is known of the secrets."""
+        return await self._vault.list(limit=limit, offset=offset)
+
+    async def delete_secret(self, name: str) -> None:
+        """Delete a secret."""
+        await self._vault.delete(name)
 
     # The machine
 

@@ -25,6 +25,7 @@ from harness.models import (
     TaskStatus,
     UsageSample,
 )
+from harness.secrets.info import SecretInfo
 from harness.tokens import ApiToken
 
 #: Longest list that one answer holds.
@@ -397,6 +398,28 @@ class SystemResources(Model):
     cpu_count: int
     #: Of all cores together, since the last look.
     cpu_percent: float
+
+
+class SecretRequest(Model):
+    """The value of a secret."""
+
+    #: At least 8 characters, 4 of them different; at most 16 KiB of UTF-8. It is never answered.
+    value: Annotated[str, Field(json_schema_extra={"format": "password", "writeOnly": True})]
+
+
+class SecretPage(Model):
+    """What is known of secrets, by name; never their values."""
+
+    #: The secrets of this page.
+    secrets: tuple[SecretInfo, ...]
+    total_count: int
+    limit: int
+    offset: int
+
+    @classmethod
+    def of(cls, page: Page[SecretInfo]) -> Self:
+        """Wrap a page."""
+        return cls(secrets=page.items, total_count=page.total_count, limit=page.limit, offset=page.offset)
 
 
 class TokenPage(Model):

@@ -200,7 +200,7 @@ def update(  # noqa: PLR0913 - one for each option
     \b
     Examples:
       harness agents update greeter --code greeter.py
-      harness agents update greeter --set limits.cpus=2 --set env.TOKEN=abc
+      harness agents update greeter --set limits.cpus=2 --set env.CITY=Oslo
       harness agents update 3 --config new.yaml --if-version 7
     """
     if all(given is None for given in (name, code, folder, entrypoint, config, settings)):

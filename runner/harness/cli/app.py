@@ -18,6 +18,7 @@ from harness.cli import (
     run,
     runner,
     schedule,
+    secrets,
     socketproxy,
     tasks,
     tokens,
@@ -99,6 +100,7 @@ def build_app() -> typer.Typer:
     app.add_typer(handoff.app, name="handoff")
     app.add_typer(images.app, name="images")
     app.add_typer(schedule.app, name="schedule")
+    app.add_typer(secrets.app, name="secrets")
     app.command("purge")(purge.purge)
     app.add_typer(tokens.app, name="tokens")
     app.command("audit")(audit.audit)

@@ -34,6 +34,8 @@ CHANGES: dict[str, tuple[str, str, str | None]] = {
     "put_handoff": ("put_handoff", "/api/agents/{}/handoff", None),
     "clear_handoff": ("clear_handoff", "/api/agents/{}/handoff", None),
     "rollback_handoff": ("rollback_handoff", "/api/agents/{}/handoff/rollback", None),
+    "put_secret": ("put_secret", "/api/secrets/{}", None),
+    "delete_secret": ("delete_secret", "/api/secrets/{}", None),
     "create_token": ("create_token", "/api/tokens", "/api/tokens/{0.token.id}"),
     "revoke_token": ("revoke_token", "/api/tokens/{}", None),
 }

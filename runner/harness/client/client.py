@@ -22,6 +22,7 @@ from harness.api.values import (
     LogLine,
     PreviewAnswer,
     ScheduleView,
+    SecretPage,
     SystemResources,
     TaskDetail,
     TaskIds,
@@ -47,6 +48,8 @@ from harness.models import (
     UsageSample,
     render_instant,
 )
+from harness.secrets.info import SecretInfo
+from harness.secrets.rules import check_secret_name
 from harness.tokens import ApiToken, CreatedToken, TokenDraft
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -312,6 +315,22 @@ class HarnessClient:
         query = {"before": before, "after": after}
         return await self._ask(HandoffDiff, "GET", f"/api/agents/{agent_id}/handoff/diff", query=query)
 
+    # Secrets
+
+    async def put_secret(self, name: str, value: str) -> SecretInfo:
+        """Store a secret."""
+        return await self._ask(SecretInfo, "PUT", _secret_path(name), body={"value": value})
+
+    async def list_secrets(self, *, limit: int = 100, offset: int = 0) -> Page[SecretInfo]:
+        """Return what is known of the secrets."""
+        answer = await self._ask(SecretPage, "GET", "/api/secrets", query={"limit": limit, "offset": offset})
+        return Page(answer.secrets, answer.total_count, answer.limit, answer.offset)
+
+    async def delete_secret(self, name: str) -> None:
+        """Delete a secret."""
+        # Repeated after an answer that was lost, it could only fail.
+        await self._transport.send("DELETE", _secret_path(name), is_repeatable=False)
+
     # The machine
 
     async def system_resources(self) -> SystemResources:
@@ -349,6 +368,11 @@ class HarnessClient:
             raise ServerUnavailableError(
                 f"the server at {self._transport.url} answered what this client can't read; is it of another release?"
             ) from error
+
+
+def _secret_path(name: str) -> str:
+    # Checked here, since another name could lead to another path.
+    return f"/api/secrets/{check_secret_name(name)}"
 
 
 def _draft_body(draft: AgentDraft) -> dict[str, Any]:

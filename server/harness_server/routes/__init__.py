@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from harness_server.endpoint import Endpoint
-from harness_server.routes import agents, audit, handoffs, logs, schedules, stats, system, tasks, tokens
+from harness_server.routes import (
+    agents,
+    audit,
+    handoffs,
+    logs,
+    schedules,
+    secrets,
+    stats,
+    system,
+    tasks,
+    tokens,
+)
 
 #: By the tag that groups them on the docs page.
 ENDPOINTS: dict[str, list[Endpoint]] = {
@@ -11,6 +22,7 @@ ENDPOINTS: dict[str, list[Endpoint]] = {
     "agents": agents.routes,
     "schedules": schedules.routes,
     "handoffs": handoffs.routes,
+    "secrets": secrets.routes,
     "system": system.routes,
     "access": [*tokens.routes, *audit.routes],
 }

@@ -15,6 +15,7 @@ from tests.services import Server, running_server
 from harness.client import HarnessClient
 from harness.client.transport import Transport
 from harness.models import Agent, Task
+from harness.secrets.cipher import generate_key
 from harness.tokens import TokenDraft
 from harness_server.endpoint import Endpoint
 from harness_server.routes import ENDPOINTS
@@ -37,6 +38,11 @@ async def sample(client: HarnessClient, task: Task) -> None:
 async def make_and_revoke(client: HarnessClient) -> None:
     made = await client.create_token(TokenDraft(name="short-lived", scope="read"))
     assert (await client.revoke_token(made.token.id)).revoked_at is not None
+
+
+async def put_and_delete_secret(client: HarnessClient) -> None:
+    await client.put_secret("short-lived", "a value that nobody knows")
+    await client.delete_secret("short-lived")
 
 
 #: Called with a client, an agent that has a schedule and two handoff artifacts, and a task of it that failed.
@@ -75,6 +81,9 @@ ASK: dict[str, Ask] = {
     "rollback_handoff": lambda client, agent, task: client.rollback_handoff(agent.id, 1),
     "diff_handoff": lambda client, agent, task: client.diff_handoff(agent.id, 1),
     "show_resources": lambda client, agent, task: client.system_resources(),
+    "list_secrets": lambda client, agent, task: client.list_secrets(limit=1),
+    "put_secret": lambda client, agent, task: client.put_secret("token", "a value that nobody knows"),
+    "delete_secret": lambda client, agent, task: put_and_delete_secret(client),
     "create_token": lambda client, agent, task: make_and_revoke(client),
     "list_tokens": lambda client, agent, task: client.list_tokens(limit=1),
     "revoke_token": lambda client, agent, task: make_and_revoke(client),
@@ -85,7 +94,7 @@ ASK: dict[str, Ask] = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, no_container_is_left: None) -> Iterator[Server]:
     """A server of these tests' own: with its first token it begins to ask everybody for one."""
-    with running_server(tmp_path_factory.mktemp("closed")) as server:
+    with running_server(tmp_path_factory.mktemp("closed"), HARNESS_SECRETS_KEY=generate_key()) as server:
         yield server
 
 
@@ -141,5 +150,5 @@ async def test_an_endpoint_is_reached_through_the_client(
 
 
 def is_at(endpoint: Endpoint, method: str, path: str) -> bool:
-    pattern = re.sub(r"\\{\w+\\}", r"\\d+", re.escape(endpoint.path))
+    pattern = re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(endpoint.path))
     return method == endpoint.method and re.fullmatch(pattern, path) is not None

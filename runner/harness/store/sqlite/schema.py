@@ -77,6 +77,9 @@ _LATER_PARTS = (
         id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, token_id INTEGER, actor TEXT NOT NULL,
         peer TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, made TEXT, status INTEGER NOT NULL,
         request_id TEXT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS secrets (
+        name TEXT PRIMARY KEY, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+        ciphertext BLOB NOT NULL)""",
 )
 
 
