@@ -138,6 +138,7 @@ async def test_a_key_file_is_read_anew_each_time(store: MemoryStore, tmp_path: P
         ("schlüssel".encode(), "more than keys"),
         (b"A" * 100_000, "larger than 65,536 bytes"),
     ],
+    ids=["none", "empty", "short", "one of two", "no ASCII", "large"],
 )
 async def test_a_key_file_of_no_use_is_named_without_its_content(
     store: MemoryStore, tmp_path: Path, content: bytes | None, complaint: str
