@@ -32,6 +32,12 @@ bench *args: images
 torture *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.torture "$@"
 
+# Send a server what its OpenAPI document allows, and what it does not, for some seconds: ./justw fuzz 3600
+[no-exit-message]
+fuzz seconds="600" seed="random":
+    @HARNESS_TEST_FUZZ_SECONDS="{{ seconds }}" HARNESS_TEST_FUZZ_SEED="{{ seed }}" \
+        scripts/docker-engine {{ bin }}/pytest tests/acceptance/test_openapi_holds.py
+
 # Lint, check the format and check the types
 check:
     {{ bin }}/ruff check

@@ -6,8 +6,13 @@ import threading
 from collections.abc import Iterator
 from time import monotonic, sleep
 
+import hypothesis
 import psutil
 import pytest
+
+# How long one example takes says how busy the machine is; a hang ends by the timeout of its test.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 
 def _left() -> list[str]:

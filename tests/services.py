@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,16 @@ class Service:
 class Site:
     """A store, the processes that work on it, and the containers they make."""
 
-    def __init__(self, folder: Path, store: Store, sandbox: DockerSandbox) -> None:
+    def __init__(self, folder: Path, settings: Settings, store: Store, sandbox: DockerSandbox) -> None:
         self.folder = folder
         self.store = store
         self.sandbox = sandbox
         self.services: list[Service] = []
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HARNESS_")},
-            "HARNESS_DATA_DIR": str(folder / "data"),
             "HARNESS_LEASE_SECONDS": str(LEASE_SECONDS),
             "HARNESS_PORT": "0",
-        }
+        } | _store_environment(settings)
 
     def start(self, *arguments: str, **changes: str) -> Service:
         log = self.folder / f"log-{len(self.services)}"
@@ -165,6 +165,12 @@ class Site:
                 service.process.wait()
 
 
+def _store_environment(settings: Settings) -> dict[str, str]:
+    if settings.mongodb_uri is None:
+        return {"HARNESS_DATA_DIR": str(settings.data_dir)}
+    return {"HARNESS_MONGODB_URI": settings.mongodb_uri.get_secret_value()}
+
+
 async def get(url: str) -> tuple[int, Any]:
     """Ask a server; return the status and the body."""
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
@@ -185,13 +191,12 @@ async def until_answer(url: str, status: int, *, timeout_seconds: float = 20) ->
 
 
 @asynccontextmanager
-async def _site(folder: Path) -> AsyncIterator[Site]:
-    settings = Settings(data_dir=folder / "data")
+async def _site(folder: Path, settings: Settings) -> AsyncIterator[Site]:
     store, sandbox = make_store(settings, SystemClock()), make_sandbox(settings, SystemClock())
     try:
         await store.open()
         used_store_ids.add(store.store_id)
-        yield Site(folder, store, sandbox)
+        yield Site(folder, settings, store, sandbox)
     finally:
         await store.close()
         await sandbox.close()
@@ -200,12 +205,56 @@ async def _site(folder: Path) -> AsyncIterator[Site]:
 @pytest.fixture
 async def site(tmp_path: Path, sandbox_image: str, no_container_is_left: None) -> AsyncIterator[Site]:
     """A store of the test's own; at the end its processes are stopped, and no container of it is left."""
-    async with _site(tmp_path) as site:
+    async with _site(tmp_path, Settings(data_dir=tmp_path / "data")) as site:
         try:
             yield site
         finally:
             await site.close()
         assert await site.containers() == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A `harness serve` that many tests talk to; each makes agents of its own there."""
+
+    url: str
+    service: Service
+    #: Of its process; commands that run in it use the same store.
+    environment: Mapping[str, str]
+    settings: Settings
+
+
+@contextmanager
+def running_server(folder: Path, *, settings: Settings | None = None, **changes: str) -> Iterator[Server]:
+    """Run a server until the block is left; for fixtures that outlive an event loop.
+
+    Args:
+        folder: For its log, and for its store if there are no settings.
+        settings: Where its store is.
+        **changes: Of its environment.
+    """
+    stored = settings or Settings(data_dir=folder / "data")
+
+    async def begin() -> Server:
+        async with _site(folder, stored) as site:
+            site.environment |= changes
+            service = site.start("serve", "--max-concurrent", "8", "--drain-seconds", "1")
+            try:
+                return Server(await service.url(), service, site.environment, stored)
+            except BaseException:
+                service.process.kill()
+                service.process.wait()
+                raise
+
+    server = asyncio.run(begin())
+    try:
+        yield server
+    finally:
+        try:
+            asyncio.run(server.service.stop())
+        finally:
+            server.service.process.kill()
+            server.service.process.wait()
 
 
 def stopwatch() -> Callable[[], float]:

@@ -10,6 +10,7 @@ from harness.models import render_instant
 from harness.ports import Store
 from harness.sandbox.inspection import engine_facts, ping
 from harness.settings import Settings
+from harness.vault import load_keys
 from harness.wiring import Runtime
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,13 @@ async def announce_parts(runtime: Runtime) -> None:
     """Say which store and which engine are used, and have the sandbox image built where it is missing.
 
     An engine that is away is a warning: tasks wait until it is there.
+
+    Raises:
+        SecretKeyError: A key file is set and of no use.
     """
+    if runtime.settings.secrets_key_file is not None:
+        # Now, and not when the first run needs it.
+        await load_keys(runtime.settings)
     extra = {"action": "store_opened", "store_id": runtime.store.store_id}
     logger.info("store: %s", store_text(runtime.settings), extra=extra)
     engine = runtime.sandbox.engine

@@ -16,7 +16,7 @@ from harness.errors import InvalidInputError, StateRejectedError
 from harness.jsontext import decode_document, encode_document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 #: Starts a state line: ``HANDOFF_STATE {"cursor": 17}``. See `DigestCompressor`.
 STATE_LINE_PREFIX = "HANDOFF_STATE "
@@ -34,6 +34,10 @@ MAX_RECENT_OUTPUTS = 10
 #: The last lines weigh more: there stand the result and the traceback.
 _HEAD_CHARS = 400
 _TAIL_CHARS = 800
+#: A text up to this length is kept whole.
+_SHORT_CHARS = _HEAD_CHARS + _TAIL_CHARS
+
+_STATE_MARK = STATE_LINE_PREFIX + "{"
 
 #: Work on a longer output goes to a thread, so that the event loop keeps prolonging leases meanwhile.
 _MAX_INLINE_CHARS = 256 * 1024
@@ -107,9 +111,9 @@ class DigestCompressor:
         Raises:
             StateRejectedError: A state line is malformed, or the explicit state is larger than `max_bytes`.
         """
-        if len(raw_output) > _MAX_INLINE_CHARS:
-            return await asyncio.to_thread(_next_state, raw_output, previous_state, max_bytes)
-        return _next_state(raw_output, previous_state, max_bytes)
+        digest = OutputDigest(previous_state, max_bytes)
+        await digest.take(raw_output)
+        return digest.finish()
 
 
 def encode_state(state: object, *, max_bytes: int, what: str = "state") -> str:
@@ -135,51 +139,172 @@ def _encode(state: object, what: str) -> tuple[str, int]:
     return text, len(text.encode())
 
 
-def _next_state(raw_output: str, previous_state: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
-    explicit = {key: value for key, value in previous_state.items() if key not in _RESERVED_KEYS}
-    text_parts = []
-    text_start = 0
-    for start, end in _find_state_lines(raw_output):
-        change = _parse_state_line(raw_output, start, end, max_bytes)
-        explicit.update((key, value) for key, value in change.items() if key not in _RESERVED_KEYS)
-        text_parts.append(raw_output[text_start:start])
-        text_start = end + 1
-    text_parts.append(raw_output[text_start:])
-    text = "".join(text_parts).strip()
+class OutputDigest:
+    """What `DigestCompressor` does, on an output that comes in pieces, with the memory of one piece.
 
-    encode_state(explicit, max_bytes=max_bytes, what="the state without its output digests")
-    outputs = _RecentOutputs.of(previous_state)
-    if text:
-        outputs = outputs.add(text, raw_output)
-    return _fit(explicit, outputs, max_bytes)
+    However the output is cut, the state is the same.
+    """
+
+    def __init__(self, previous_state: Mapping[str, Any], max_bytes: int) -> None:
+        """Begin with the state that the run began with; `max_bytes` bounds the next one."""
+        self._explicit = {key: value for key, value in previous_state.items() if key not in _RESERVED_KEYS}
+        self._outputs = _RecentOutputs.of(previous_state)
+        self._max_bytes = max_bytes
+        self._text = _Stripped()
+        self._sha256 = hashlib.sha256()
+        self._bytes = 0
+        #: Line ends so far.
+        self._lines = 0
+        #: A line that is, or may become, a state line.
+        self._begun = ""
+        #: Whether the next piece continues no other line than that.
+        self._at_line_start = True
+
+    async def take(self, text: str) -> None:
+        """Take the next piece as `feed` does, a long one in a thread."""
+        if len(text) > _MAX_INLINE_CHARS:
+            await asyncio.to_thread(self.feed, text)
+        else:
+            self.feed(text)
+
+    def feed(self, text: str) -> None:
+        """Take the next piece.
+
+        Raises:
+            StateRejectedError: A state line is malformed, or larger than the bound.
+        """
+        if not text:
+            return
+        data = text.encode(errors="surrogatepass")
+        self._sha256.update(data)
+        self._bytes += len(data)
+        text = self._begun + text
+        self._begun = ""
+        # By `str.find`: a regex anchored to lines is ten times slower.
+        text_start, found = 0, text.find(_STATE_MARK)
+        while found != -1:
+            end = text.find("\n", found)
+            if self._at_line_start if found == 0 else text[found - 1] == "\n":
+                if end == -1:
+                    break
+                self._take_state_line(text, found, end)
+                self._text.add(text[text_start:found])
+                text_start = end + 1
+            if end == -1:
+                found = -1
+                break
+            found = text.find(_STATE_MARK, end)
+        begun_at = self._find_begun(text) if found == -1 else found
+        self._lines += text.count("\n")
+        self._begun = text[begun_at:]
+        self._at_line_start = begun_at < len(text) or text.endswith("\n")
+        self._text.add(text[text_start:begun_at])
+        if len(self._begun) > len(_STATE_MARK) + self._max_bytes:
+            # Too large already, whatever else it says.
+            self._take_state_line(self._begun, 0, len(self._begun))
+
+    def finish(self, *, is_cut: bool = False) -> dict[str, Any]:
+        """Return the next state.
+
+        Args:
+            is_cut: The output goes on, beyond its cap: half a line of state is none.
+
+        Raises:
+            StateRejectedError: The last line is a malformed state line, or the explicit state is too large.
+        """
+        if not self._begun.startswith(_STATE_MARK):
+            self._text.add(self._begun)
+        elif not is_cut:
+            self._take_state_line(self._begun, 0, len(self._begun), is_last=True)
+        encode_state(self._explicit, max_bytes=self._max_bytes, what="the state without its output digests")
+        outputs = self._outputs
+        if self._text.length:
+            ends_in_line = bool(self._begun) or not self._at_line_start
+            outputs = outputs.add(
+                digest=self._text.excerpt(),
+                lines=self._lines + ends_in_line,
+                size_bytes=self._bytes,
+                sha256=self._sha256.hexdigest(),
+            )
+        return _fit(self._explicit, outputs, self._max_bytes)
+
+    def _find_begun(self, text: str) -> int:
+        """Return where a last line starts that may yet become a state line; the end of the text if it may not."""
+        start = text.rfind("\n") + 1
+        if (start > 0 or self._at_line_start) and _STATE_MARK.startswith(text[start:]):
+            return start
+        return len(text)
+
+    def _take_state_line(self, text: str, start: int, end: int, *, is_last: bool = False) -> None:
+        try:
+            change = decode_document(
+                text[start + len(STATE_LINE_PREFIX) : end],
+                what="the object of HANDOFF_STATE",
+                max_bytes=self._max_bytes,
+            )
+        except InvalidInputError as error:
+            number = self._lines + text.count("\n", 0, start) + 1
+            cut = "; the output ends in this line, perhaps by its limit" if is_last else ""
+            raise StateRejectedError(
+                f"line {number:,} of the output: {error.message}; print 'HANDOFF_STATE ' and one JSON object on one "
+                f"line{cut}"
+            ) from error
+        self._explicit.update((key, value) for key, value in change.items() if key not in _RESERVED_KEYS)
 
 
-def _find_state_lines(output: str) -> Iterator[tuple[int, int]]:
-    """Yield where state lines start and end. By `str.find`: a regex anchored to lines is ten times slower."""
-    mark = STATE_LINE_PREFIX + "{"
-    start = output.find(mark)
-    while start != -1:
-        end = output.find("\n", start)
-        end = len(output) if end == -1 else end
-        if start == 0 or output[start - 1] == "\n":
-            yield start, end
-        start = output.find(mark, end)
+class _Ends:
+    """The two ends of a text that grows."""
+
+    def __init__(self) -> None:
+        self.head = ""
+        self.tail = ""
+        self.length = 0
+
+    def add(self, text: str) -> None:
+        self._append(text[:_SHORT_CHARS], text[-_TAIL_CHARS:], len(text))
+
+    def extend(self, other: _Ends) -> None:
+        self._append(other.head, other.tail, other.length)
+
+    def _append(self, head: str, tail: str, length: int) -> None:
+        if self.length < _SHORT_CHARS:
+            self.head = (self.head + head)[:_SHORT_CHARS]
+        self.tail = (self.tail + tail)[-_TAIL_CHARS:]
+        self.length += length
 
 
-def _parse_state_line(output: str, start: int, end: int, max_bytes: int) -> dict[str, Any]:
-    try:
-        return decode_document(
-            output[start + len(STATE_LINE_PREFIX) : end],
-            what="the object of HANDOFF_STATE",
-            max_bytes=max_bytes,
-        )
-    except InvalidInputError as error:
-        number = output.count("\n", 0, start) + 1
-        cut = "; the output ends in this line, perhaps by its limit" if end == len(output) else ""
-        raise StateRejectedError(
-            f"line {number:,} of the output: {error.message}; print 'HANDOFF_STATE ' and one JSON object on one line"
-            f"{cut}"
-        ) from error
+class _Stripped:
+    """The ends of a text without the blanks around it."""
+
+    def __init__(self) -> None:
+        self._ends = _Ends()
+        #: Blanks that count if more text follows.
+        self._blanks = _Ends()
+
+    @property
+    def length(self) -> int:
+        return self._ends.length
+
+    def add(self, text: str) -> None:
+        if self._ends.length == 0:
+            text = text.lstrip()
+        stripped = text.rstrip()
+        if stripped:
+            self._ends.extend(self._blanks)
+            self._blanks = _Ends()
+            self._ends.add(stripped)
+        self._blanks.add(text[len(stripped) :])
+
+    def excerpt(self) -> str:
+        """Return it, with its middle left out if it is long."""
+        if self._ends.length <= _SHORT_CHARS:
+            return _neutralise(self._ends.head)
+        head, tail = self._ends.head[:_HEAD_CHARS], self._ends.tail
+        # Whole lines read better, where there are any.
+        head = head.rpartition("\n")[0] or head
+        tail = tail.partition("\n")[2] or tail
+        left_out = self._ends.length - len(head) - len(tail)
+        return f"{_neutralise(head)}\n[… {left_out:,} characters left out …]\n{_neutralise(tail)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +319,14 @@ class _RecentOutputs:
         entries = [entry for entry in stored if _is_entry(entry)] if isinstance(stored, list) else []
         return cls(tuple(entries), _count(state.get(DROPPED_OUTPUTS_KEY))).keep_last(MAX_RECENT_OUTPUTS)
 
-    def add(self, text: str, raw_output: str) -> _RecentOutputs:
+    def add(self, *, digest: str, lines: int, size_bytes: int, sha256: str) -> _RecentOutputs:
         last = max((entry["number"] for entry in self.entries), default=0)
-        data = raw_output.encode(errors="surrogatepass")
         entry = {
             "number": min(max(last, self.dropped + len(self.entries)) + 1, _MAX_COUNT),
-            "digest": _excerpt(text),
-            "lines": raw_output.count("\n") + (not raw_output.endswith("\n")),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "digest": digest,
+            "lines": lines,
+            "bytes": size_bytes,
+            "sha256": sha256,
         }
         return _RecentOutputs((*self.entries, entry), self.dropped).keep_last(MAX_RECENT_OUTPUTS)
 
@@ -238,17 +362,6 @@ def _fit(explicit: dict[str, Any], outputs: _RecentOutputs, max_bytes: int) -> d
             return state
     # Not even the count of what was dropped finds room beside the explicit state.
     return explicit
-
-
-def _excerpt(text: str) -> str:
-    if len(text) <= _HEAD_CHARS + _TAIL_CHARS:
-        return _neutralise(text)
-    head, tail = text[:_HEAD_CHARS], text[-_TAIL_CHARS:]
-    # Whole lines read better, where there are any.
-    head = head.rpartition("\n")[0] or head
-    tail = tail.partition("\n")[2] or tail
-    left_out = len(text) - len(head) - len(tail)
-    return f"{_neutralise(head)}\n[… {left_out:,} characters left out …]\n{_neutralise(tail)}"
 
 
 def _neutralise(text: str) -> str:

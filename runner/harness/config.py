@@ -23,7 +23,8 @@ from pydantic import (
 )
 
 from harness.cron import parse_cron
-from harness.errors import InvalidInputError
+from harness.errors import InvalidInputError, Problem
+from harness.secrets.rules import NAME_PATTERN
 from harness.zones import load_zone
 
 MIB = 1024 * 1024
@@ -37,6 +38,9 @@ MAX_INTERVAL_MINUTES = 10 * 365 * 24 * 60
 #: Bounds on the instants of a schedule: from where time zones are well known to where nothing needs to fire any more.
 MIN_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_INSTANT = datetime(3000, 1, 1, tzinfo=UTC)
+
+#: Most secrets that one agent names.
+MAX_SECRETS = 100
 
 #: Bounds on what is kept: a hundred years, and more than any store holds.
 MAX_DAYS = 36_500
@@ -81,7 +85,9 @@ class ScheduleConfig(_Section):
 
     #: ``interval`` uses `interval_minutes` or `interval_seconds`, ``cron`` uses `cron`.
     type: Literal["interval", "cron"]
+    #: From one fire to the next.
     interval_minutes: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES)] | None = None
+    #: The same in seconds; one of the two.
     interval_seconds: Annotated[int, Field(ge=1, le=MAX_INTERVAL_MINUTES * 60)] | None = None
     #: Five-field cron expression, or a name such as ``@daily``; see `harness.cron`.
     cron: str | None = None
@@ -89,9 +95,11 @@ class ScheduleConfig(_Section):
     timezone: str = "UTC"
     #: Each fire is put off by its own share of this, fixed by agent id and fire time, and never past the next fire.
     jitter_seconds: Annotated[float, Field(ge=0, le=86400)] = 0
-    #: First and last instant at which it may fire, both included; fractions of a second are cut off.
+    #: First instant at which it may fire; fractions of a second are cut off.
     start_at: _ScheduleInstant | None = None
+    #: Last instant at which it may fire, itself included; fractions of a second are cut off.
     end_at: _ScheduleInstant | None = None
+    #: Whether it fires at all.
     enabled: bool = True
 
     #: What to do with a fire while a run of the agent is active: record it as skipped, let one fire wait, run it beside
@@ -104,6 +112,7 @@ class ScheduleConfig(_Section):
     #: Which missed fires still run: the newest one, the newest `catch_up_limit` ones, or none. The others are recorded
     #: as skipped.
     catch_up: Literal["latest", "all", "none"] = "latest"
+    #: Most missed fires that still run, under ``all``.
     catch_up_limit: Annotated[int, Field(ge=1, le=1000)] = 10
 
     @field_validator("cron")
@@ -225,15 +234,24 @@ class RetentionConfig(_Section):
 class AgentConfig(_Section):
     """The typed view of `Agent.config`."""
 
+    #: When it runs by itself; None: never.
     schedule: ScheduleConfig | None = None
+    #: What a run may use.
     limits: LimitsConfig = LimitsConfig()
+    #: How often a failed run is tried again.
     retry: RetryConfig = RetryConfig()
+    #: How long what its runs leave is kept.
     retention: RetentionConfig = RetentionConfig()
     #: Tasks of agents with a higher number are started first.
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     #: Environment variables of the agent. A Python agent gets them inside the job frame, so `docker inspect` does not
     #: show them; an agent with its own `command` gets them as container environment, where it does.
     env: dict[str, str] = Field(default_factory=dict)
+    #: Environment variables whose values are stored secrets, by the names of those. They reach a Python agent as `env`
+    #: does, and are masked in all that its runs show. Not for an agent with its own `command`.
+    secrets: Annotated[
+        dict[str, Annotated[str, Field(pattern=NAME_PATTERN)]], Field(max_length=MAX_SECRETS)
+    ] = Field(default_factory=dict)
     #: Another image than the product's own. With a `command` any image will do; without, it must derive from ours.
     image: Annotated[str, Field(min_length=1)] | None = None
     #: Program to run instead of Python code: it reads the context as JSON on stdin and is judged by its exit code.
@@ -251,6 +269,16 @@ class AgentConfig(_Section):
                 raise ValueError(f"the value of {name} holds a NUL byte")
         return env
 
+    @field_validator("secrets")
+    @classmethod
+    def _secrets_have_portable_names(cls, secrets: dict[str, str]) -> dict[str, str]:
+        for variable in secrets:
+            if not _ENV_NAME.match(variable):
+                raise ValueError(
+                    f"{variable!r} is no name for an environment variable (letters, digits and _)"
+                )
+        return secrets
+
     @field_validator("command")
     @classmethod
     def _arguments_hold_no_nul(cls, command: list[str] | None) -> list[str] | None:
@@ -258,6 +286,17 @@ class AgentConfig(_Section):
             if "\0" in argument:
                 raise ValueError("an argument holds a NUL byte, which no program can be given")
         return command
+
+    @model_validator(mode="after")
+    def _secrets_stay_secret(self) -> Self:
+        if self.secrets and self.command is not None:
+            raise ValueError(
+                "secrets can't be handed to an agent with its own command: its environment shows in docker inspect; "
+                "leave secrets out, or write the agent in Python"
+            )
+        if both := self.secrets.keys() & self.env.keys():
+            raise ValueError(f"{min(both)} is in env and in secrets; leave it out of one of them")
+        return self
 
     @property
     def max_active(self) -> int:
@@ -275,22 +314,41 @@ class AgentConfig(_Section):
         try:
             return cls.model_validate(config)
         except ValidationError as error:
-            raise InvalidInputError(f"config is not valid: {describe_problems(error)}") from error
+            raise InvalidInputError(
+                f"config is not valid: {describe_problems(error)}", problems=list_problems(error)
+            ) from error
+
+
+#: Whatever stands under these names is quoted by no message. ``value`` is a secret's, in the API.
+_QUIET = frozenset({"env", "secrets", "value"})
 
 
 def describe_problems(error: ValidationError) -> str:
     """Render pydantic's findings as one readable line: ``limits.cpus: Input should be … (got -1)``.
 
-    Quotes single values only, and none under ``env``: what an agent's environment holds is secret.
+    Quotes single values only, and none under ``env`` or ``secrets``: what an agent's environment holds is secret.
     """
-    lines = []
-    for problem in error.errors(include_url=False, include_context=False):
-        path = ".".join(str(part) for part in problem["loc"]) or "value"
+    return "; ".join(f"{problem.field or 'value'}: {problem.message}" for problem in list_problems(error))
+
+
+def list_problems(error: ValidationError) -> tuple[Problem, ...]:
+    """Return pydantic's findings, value by value, as `describe_problems` says them."""
+    problems: list[Problem] = []
+    for problem in error.errors(include_url=False):
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InvalidInputError) and cause.problems:
+            # A validator that checks a document of its own kind, as an agent's does with its config.
+            inside = (
+                ".".join(map(str, (*problem["loc"], found.field))).strip(".") for found in cause.problems
+            )
+            problems.extend(map(Problem, inside, (found.message for found in cause.problems)))
+            continue
         # Under a name that is not known here may stand anything, a password too.
-        quiet = problem["type"] in ("missing", "extra_forbidden") or "env" in problem["loc"]
+        quiet = problem["type"] in ("missing", "extra_forbidden") or not _QUIET.isdisjoint(problem["loc"])
         got = "" if quiet else quote_value(problem["input"])
-        lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}{got}")
-    return "; ".join(lines)
+        path = ".".join(str(part) for part in problem["loc"])
+        problems.append(Problem(path, f"{problem['msg'].removeprefix('Value error, ')}{got}"))
+    return tuple(problems)
 
 
 def quote_value(value: object) -> str:

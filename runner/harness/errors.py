@@ -6,6 +6,7 @@ HTTP. A class's docstring says when it is raised; the message of an instance nam
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -25,10 +26,24 @@ class HarnessError(Exception):
         self.message = message
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one value of an input."""
+
+    #: Path of the value, such as ``config.limits.cpus``; empty when it is the whole.
+    field: str
+    message: str
+
+
 class InvalidInputError(HarnessError, ValueError):
     """A value given by the caller is not acceptable."""
 
     code = "invalid_input"
+
+    def __init__(self, message: str, *, problems: tuple[Problem, ...] = ()) -> None:
+        """Keep the message, and what it says value by value where that is known."""
+        super().__init__(message)
+        self.problems = problems
 
 
 class SettingsError(HarnessError):
@@ -41,6 +56,12 @@ class AddressUnavailableError(HarnessError):
     """The server can't listen where it was told to."""
 
     code = "address_unavailable"
+
+
+class SecretKeyError(SettingsError):
+    """No key for secrets is set, or none that fits."""
+
+    code = "secret_key_missing"
 
 
 class StateRejectedError(InvalidInputError):
@@ -71,6 +92,18 @@ class ArtifactNotFoundError(NotFoundError):
     """The agent has no handoff artifact of that version."""
 
     code = "artifact_not_found"
+
+
+class SecretNotFoundError(NotFoundError):
+    """No secret has that name."""
+
+    code = "secret_not_found"
+
+
+class TokenNotFoundError(NotFoundError):
+    """No token has that id."""
+
+    code = "token_not_found"
 
 
 class ProcessNotFoundError(NotFoundError):
@@ -104,9 +137,73 @@ class VersionConflictError(ConflictError):
 
 
 class DuplicateFireError(ConflictError):
-    """A task for this fire of the schedule exists already."""
+    """A task for this fire of the schedule, or for this request, exists already."""
 
     code = "duplicate_fire"
+
+    def __init__(self, message: str, *, task_id: int = 0) -> None:
+        """Keep the message, and which task it is."""
+        super().__init__(message)
+        self.task_id = task_id
+
+
+class IdempotencyKeyReusedError(ConflictError):
+    """An idempotency key belongs to another request."""
+
+    code = "idempotency_key_reused"
+
+
+class AuthenticationError(HarnessError):
+    """A request carries no token, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class PermissionDeniedError(HarnessError):
+    """The token's scope does not reach, or the request comes from where none may come from."""
+
+    code = "permission_denied"
+
+
+class RateLimitedError(HarnessError):
+    """Too many requests in too short a time."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        """Keep the message, and when it is worth trying again."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RequestTimeoutError(HarnessError):
+    """A request's body did not come in time."""
+
+    code = "request_timeout"
+
+
+class DeadlineExceededError(HarnessError):
+    """The server did not get done in time with what it was asked for; it may have taken effect."""
+
+    code = "deadline_exceeded"
+
+
+class BodyTooLargeError(HarnessError):
+    """A request's body is larger than the server takes."""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaError(HarnessError):
+    """A request's body is of a type or an encoding that the server does not take."""
+
+    code = "unsupported_media_type"
+
+
+class ServerUnavailableError(HarnessError):
+    """The server that the client talks to does not answer, or not as one of ours."""
+
+    code = "server_unavailable"
 
 
 class LeaseLostError(HarnessError):
@@ -137,6 +234,12 @@ class SchemaTooNewError(StoreError):
     """The store was written by a newer release."""
 
     code = "schema_too_new"
+
+
+class SecretDamagedError(StoreError):
+    """What is stored of a secret can't be decrypted."""
+
+    code = "secret_damaged"
 
 
 class SandboxError(HarnessError):

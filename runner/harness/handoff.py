@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from harness.compression import Compressor, DigestCompressor, encode_state
+from harness.compression import Compressor, DigestCompressor, OutputDigest, encode_state
 from harness.config import DEFAULT_MAX_STATE_BYTES
 from harness.errors import ArtifactNotFoundError, HarnessError, InvalidInputError, StateRejectedError
 from harness.models import HandoffArtifact, NewArtifact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from harness.ports import Store
+    from harness.settings import Settings
 
 #: A summary is a line for people; the rest is cut off, as `handoff.save` does inside the sandbox.
 MAX_SUMMARY_CHARS = 2000
@@ -32,6 +33,7 @@ class HandoffManager:
         store: Store | None = None,
         compressor: Compressor | None = None,
         max_state_bytes: int | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """Take what it works with; does no I/O.
 
@@ -40,10 +42,12 @@ class HandoffManager:
             compressor: Makes the state in `compress_context`. None: `DigestCompressor`.
             max_state_bytes: Bound on every state, as compact JSON in UTF-8. None: what the agent's own
                 ``limits.max_state_bytes`` says, else the setting (64 KiB unless changed).
+            settings: Beside a `store`; None: their defaults.
         """
         self._store = store
         self._compressor = compressor or DigestCompressor()
         self._max_state_bytes = max_state_bytes
+        self._settings = settings
 
     async def load_artifact(self, agent_id: int) -> HandoffArtifact | None:
         """Return the newest artifact; None before the first run and after a clear."""
@@ -103,19 +107,62 @@ class HandoffManager:
             raise StateRejectedError(
                 f"previous_state is {type(previous_state).__name__}; give a dict, {{}} on a first run"
             )
-        max_bytes = self._max_state_bytes
-        if max_bytes is None:
-            max_bytes = await self._max_bytes_of(agent_id, *await self._resolve())
+        max_bytes = await self._bound_of(agent_id)
+        compressing = self._compressor.compress(
+            agent_id=agent_id, raw_output=raw_output, previous_state=previous_state, max_bytes=max_bytes
+        )
+        return await self._checked(compressing, max_bytes)
+
+    async def compress_pieces(
+        self,
+        agent_id: int,
+        pieces: AsyncIterator[str],
+        previous_state: dict[str, Any],
+        *,
+        is_cut: bool = False,
+    ) -> dict[str, Any]:
+        """Make an output that comes in pieces into the state for the next run, as `compress_context` does.
+
+        The default compressor needs the memory of one piece. Any other gets the whole output at once.
+
+        Args:
+            agent_id: Whose output it is.
+            pieces: The run's standard output, in order.
+            previous_state: The state the run began with.
+            is_cut: The output goes on, beyond its cap: its last, half line is left out.
+
+        Raises:
+            StateRejectedError: As `compress_context`.
+        """
+        if type(self._compressor) is not DigestCompressor:
+            output = "".join([piece async for piece in pieces])
+            if is_cut:
+                output = output[: output.rfind("\n") + 1]
+            return await self.compress_context(agent_id, output, previous_state)
+        max_bytes = await self._bound_of(agent_id)
+
+        async def digest() -> dict[str, Any]:
+            made = OutputDigest(previous_state, max_bytes)
+            async for piece in pieces:
+                await made.take(piece)
+            return made.finish(is_cut=is_cut)
+
+        return await self._checked(digest(), max_bytes)
+
+    async def _checked(self, compressing: Awaitable[dict[str, Any]], max_bytes: int) -> dict[str, Any]:
         name = type(self._compressor).__name__
         try:
-            state = await self._compressor.compress(
-                agent_id=agent_id, raw_output=raw_output, previous_state=previous_state, max_bytes=max_bytes
-            )
+            state = await compressing
         except HarnessError:
             raise
         except Exception as error:  # somebody else's code: whatever it raises, the run must end with a reason
             raise StateRejectedError(f"{name} made no state: {type(error).__name__}: {error}") from error
         return _checked_copy(state, max_bytes=max_bytes, what=f"the state made by {name}")
+
+    async def _bound_of(self, agent_id: int) -> int:
+        if self._max_state_bytes is not None:
+            return self._max_state_bytes
+        return await self._max_bytes_of(agent_id, *await self._resolve())
 
     async def history(
         self, agent_id: int, limit: int = 100, before_version: int | None = None
@@ -158,7 +205,8 @@ class HandoffManager:
     async def _resolve(self) -> tuple[Store, int]:
         """Return the store, and the bound for agents that set none."""
         if self._store is not None:
-            return self._store, DEFAULT_MAX_STATE_BYTES
+            settings = self._settings
+            return self._store, DEFAULT_MAX_STATE_BYTES if settings is None else settings.max_state_bytes
         # Only here, so that importing the manager pulls in no database driver.
         from harness.wiring import shared_runtime
 

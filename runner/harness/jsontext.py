@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 from harness.errors import InvalidInputError
@@ -69,7 +70,11 @@ def decode_document(text: str | bytes, *, what: str, max_bytes: int | None = Non
         )
     try:
         # Told apart here: given bytes, json.loads guesses between UTF-8, -16 and -32.
-        value = json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant)
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_object,
+        )
     except RecursionError:
         raise InvalidInputError(f"{what} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -157,6 +162,15 @@ def _check_text(text: str, place: _Place, what: str = "") -> None:
 def _brief(text: str) -> str:
     start = text[:_MAX_STEP_CHARS].encode(errors="backslashreplace").decode()
     return start if len(text) <= _MAX_STEP_CHARS else f"{start}…"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict; readers differ on what a name given twice means (RFC 8259, section 4)."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_brief(repr(twice))} is given twice")
+    return value
 
 
 def _refuse_constant(name: str) -> object:

@@ -30,13 +30,19 @@ MAX_CODE_BYTES = 4 * 1024 * 1024
 #: NAME_MAX of Linux file systems.
 _MAX_NAME_BYTES = 255
 
+#: Where counting a store's work ends: past it there is too much, and how much makes no difference.
+MAX_COUNTED = 100_000
+
 T = TypeVar("T")
 
 
 def _as_utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("an instant needs a time zone; use datetime.now(UTC)")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("an instant lies between the years 1 and 9999 in UTC") from None
 
 
 def render_instant(value: datetime) -> str:
@@ -54,7 +60,8 @@ class Model(BaseModel):
     """Frozen, and closed to unknown fields."""
 
     # Configs hold secrets, and pydantic's own messages quote what they refuse.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built when they are first used: a command uses a few of them, and should come at once.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 class TaskStatus(StrEnum):
@@ -147,10 +154,15 @@ class AgentDraft(Model):
             raise ValueError("a name of digits only would be taken for an id; add a letter")
         return name
 
+    @field_validator("config")
+    @classmethod
+    def _config_is_valid(cls, config: dict[str, Any]) -> dict[str, Any]:
+        AgentConfig.parse(config)
+        return config
+
     @model_validator(mode="after")
     def _has_one_program(self) -> Self:
-        options = AgentConfig.parse(self.config)
-        ways = [bool(self.code), bool(self.files), options.command is not None]
+        ways = [bool(self.code), bool(self.files), self.config.get("command") is not None]
         if sum(ways) != 1:
             raise ValueError(
                 "an agent needs exactly one of code, files with an entrypoint, or config.command"
@@ -221,6 +233,10 @@ class Usage(Model):
     container_start_seconds: float | None = None
     #: All output written, kept or not.
     output_bytes: int = 0
+    #: Highest of the samples taken while it ran, processes and threads counted alike; None for a run too short for one.
+    peak_processes: int | None = None
+    #: The same, in per cent of one core.
+    peak_cpu_percent: float | None = None
 
 
 class Attempt(Model):
@@ -228,6 +244,8 @@ class Attempt(Model):
 
     #: The fence of the claim under which it ran: counts up from 1.
     number: int
+    #: When it could have begun; from then to `started_at` it waited for a slot or for a runner.
+    due_at: Instant | None = None
     started_at: Instant
     ended_at: Instant | None = None
     #: Set before the kill that causes the end, so it may stand here while the attempt still runs.
@@ -267,9 +285,11 @@ class Task(Model):
     fire_at: Instant | None = None
     #: A skipped task can stand for a run of fires, `fire_at` to this one, both included; None: for one.
     skipped_until: Instant | None = None
+    #: How many fires it stands for; 0 for a task that was not skipped.
     skipped_count: int = 0
     #: When somebody asked for the running task to be cancelled.
     cancel_requested_at: Instant | None = None
+    #: One for each container that was launched, the oldest first.
     attempts: tuple[Attempt, ...] = ()
     #: Context the caller passed instead of the stored handoff; None when the newest artifact is loaded.
     context: dict[str, Any] | None = None
@@ -277,6 +297,7 @@ class Task(Model):
     save_handoff: bool = True
     #: When a pending task may start; when a running task's lease ends; None once final.
     due_at: Instant | None = None
+    #: The runner that runs it.
     lease_owner: str | None = None
     #: Raised by every claim. Writes of a run carry the fence of their claim; an older one matches nothing.
     fence: int = 0
@@ -285,6 +306,26 @@ class Task(Model):
     def attempt(self) -> Attempt | None:
         """The newest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+
+class QueueStats(Model):
+    """How much work there is at one moment. Each number stops at `MAX_COUNTED`."""
+
+    #: The store's time.
+    at: Instant
+    #: Due pending tasks that hold a slot of their agent: all they wait for is a runner.
+    ready: int = 0
+    #: Since when the oldest of those is due.
+    ready_since: Instant | None = None
+    #: Due pending tasks that wait for a slot of their own agent.
+    waiting: int = 0
+    waiting_since: Instant | None = None
+    #: Pending tasks that are not due yet: retries, and fires with jitter.
+    delayed: int = 0
+    #: Running tasks, wherever they run.
+    running: int = 0
+    #: Of those, the ones whose lease has run out: their runner died, or lost its store.
+    expired: int = 0
 
 
 class NewTask(Model):
@@ -301,6 +342,8 @@ class NewTask(Model):
     #: The schedule's nominal instant. With the agent's id it is unique in the store: a fire becomes one task, or one
     #: skip. None for runs that no schedule asked for.
     fire_at: Instant | None = None
+    #: Unique among the agent's requests: a run that is asked for twice by one key becomes one task.
+    request_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     #: How many tasks of the agent may hold a slot at once: all pending and running ones but those that wait for one.
     max_active: Annotated[int, Field(ge=1, le=1000)] = 1
     when_busy: WhenBusy = WhenBusy.REJECT
@@ -345,6 +388,7 @@ class ScheduleState(Model):
     anchor_at: Instant
     #: The last nominal fire that became a task or a skip.
     last_fire_at: Instant | None = None
+    #: Fires no more until it is resumed.
     paused: bool = False
     #: Taken out by `TaskScheduler.remove_agent_schedule`; comes back with `add_agent_schedule` only.
     removed: bool = False
@@ -444,6 +488,22 @@ class LogChunk(Model):
     stream: Literal["stdout", "stderr"]
     data: bytes
     at: Instant
+
+
+class UsageSample(Model):
+    """What a running container used at one moment, by the rules of ``docker stats``. None: the engine does not say."""
+
+    #: Orders the samples of a task across attempts; made by `log_seq`.
+    seq: int
+    at: Instant
+    #: Without the page cache that the kernel can drop at once.
+    memory_bytes: int | None = None
+    #: Since the sample before, in per cent of one core, so 200.0 is two full cores.
+    cpu_percent: float | None = None
+    #: Since the container's start.
+    cpu_seconds: float | None = None
+    #: Processes and threads.
+    processes: int | None = None
 
 
 def log_seq(attempt: int, index: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from harness.audit import AuditDraft, AuditEntry
 from harness.models import (
     Agent,
     AgentDraft,
@@ -24,13 +25,17 @@ from harness.models import (
     NewTask,
     Outcome,
     Page,
+    QueueStats,
     Reason,
     ScheduleSource,
     ScheduleState,
     Task,
     TaskStatus,
+    UsageSample,
 )
 from harness.retention import Expiry, Purged
+from harness.secrets.info import SecretInfo
+from harness.tokens import ApiToken, TokenDraft
 
 
 class Clock(Protocol):
@@ -47,7 +52,7 @@ class Clock(Protocol):
 
 
 class Store(Protocol):
-    """Agents, tasks, logs and handoff artifacts, durable before a call returns.
+    """Agents, tasks, logs, handoff artifacts, tokens and the audit log, durable before a call returns.
 
     Every method may raise `StoreUnavailableError`, and `StoreError` for what cannot be done or read. Every write is
     atomic; a cancelled call may still take effect, whole or not at all, and so may one whose answer was lost. What a
@@ -133,7 +138,8 @@ class Store(Protocol):
 
         Raises:
             AgentNotFoundError: There is no such agent.
-            DuplicateFireError: A task of this agent with this `fire_at` exists.
+            DuplicateFireError: A task of this agent with this `fire_at`, or this `request_key`, exists, whatever became
+                of it; the error has its id. This counts more than a slot that is not free.
             AgentBusyError: No slot is free, and `when_busy` is `REJECT`; the message names a task that holds one.
         """
 
@@ -170,6 +176,9 @@ class Store(Protocol):
 
     async def next_due_at(self) -> datetime | None:
         """Return the earliest `due_at`, not yet passed, of all pending tasks and schedules; None: there is none."""
+
+    async def queue_stats(self) -> QueueStats:
+        """Count the work there is. Takes as long as there is work, however long the history; asked every few seconds."""
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a live or expired-but-not-taken-over lease to now + `lease_seconds`; return its new end.
@@ -323,6 +332,21 @@ class Store(Protocol):
     async def read_logs(self, task_id: int, *, after_seq: int = -1, limit: int = 1000) -> Sequence[LogChunk]:
         """Return chunks with a higher `seq`, in order."""
 
+    # Samples of what runs use
+
+    async def append_samples(self, task_id: int, fence: int, samples: Sequence[UsageSample]) -> None:
+        """Add samples of the attempt with number `fence`. One that is already stored is left as it is.
+
+        Raises:
+            InvalidInputError: A sample's `seq` is another attempt's.
+            LeaseLostError: The task is no longer running under `fence`; nothing was written.
+        """
+
+    async def read_samples(
+        self, task_id: int, *, after_seq: int = -1, limit: int = 1000
+    ) -> Sequence[UsageSample]:
+        """Return samples with a higher `seq`, in order."""
+
     # Handoff artifacts
 
     async def save_artifact(self, agent_id: int, artifact: NewArtifact) -> HandoffArtifact:
@@ -351,6 +375,38 @@ class Store(Protocol):
     ) -> Sequence[HandoffArtifact]:
         """Return artifacts by falling version, clears included."""
 
+    # Secrets
+
+    async def put_secret(self, name: str, ciphertext: bytes) -> SecretInfo:
+        """Store a secret's ciphertext, in place of another one if it has one.
+
+        Raises:
+            InvalidInputError: The name is none of a secret, or this is no ciphertext of `SecretCipher`, or too large.
+        """
+
+    async def replace_secret(self, name: str, before: bytes, after: bytes) -> bool:
+        """Encrypt a secret anew: put `after` in the place of `before`; no time changes, since its value does not.
+
+        Returns:
+            Whether `before` was still there.
+
+        Raises:
+            InvalidInputError: `after` is no ciphertext.
+        """
+
+    async def get_secrets(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the ciphertexts of those secrets that there are, by name."""
+
+    async def list_secrets(self, *, limit: int = 100, offset: int = 0) -> Page[SecretInfo]:
+        """Return what is known of the secrets, by rising name."""
+
+    async def delete_secret(self, name: str) -> None:
+        """Delete a secret.
+
+        Raises:
+            SecretNotFoundError: There is none of that name.
+        """
+
     # Retention
 
     async def agent_ids(self, *, after_id: int = 0, limit: int = 1000) -> Sequence[int]:
@@ -375,6 +431,39 @@ class Store(Protocol):
 
     async def purgeable(self, agent_id: int, expiry: Expiry) -> Purged:
         """Count what calls of `purge` would delete. Takes time in proportion to the agent's history."""
+
+    # Access
+
+    async def create_token(self, draft: TokenDraft, secret_hash: str) -> ApiToken:
+        """Store a new token. Never the secret itself: `secret_hash` is what `harness.tokens.hash_secret` returns."""
+
+    async def find_token(self, token_id: int) -> tuple[ApiToken, str] | None:
+        """Return a token, also one that is no longer valid, and the hash of its secret; None: there is none."""
+
+    async def has_tokens(self) -> bool:
+        """Whether a token was ever made, valid or not: it costs little, and once true it stays true."""
+
+    async def list_tokens(self, *, limit: int = 100, offset: int = 0) -> Page[ApiToken]:
+        """Return tokens by falling id, those included that are no longer valid."""
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """Make a token invalid for good. Idempotent: the first time stays.
+
+        Raises:
+            TokenNotFoundError: There is no such token.
+        """
+
+    async def touch_token(self, token_id: int) -> None:
+        """Note that a token was used now, unless that was noted in the last `TOUCH_SECONDS`, or it is gone."""
+
+    async def append_audit(self, draft: AuditDraft, *, max_entries: int) -> AuditEntry:
+        """Add a line to the audit log, and now and then delete the oldest beyond `max_entries`.
+
+        Never more than a hundred lines beyond that are kept. Repeated under a driver's retry it may leave out an id.
+        """
+
+    async def list_audit(self, *, limit: int = 100, before_id: int | None = None) -> Sequence[AuditEntry]:
+        """Return lines of the audit log by falling id; with `before_id`, only those with a lower one."""
 
 
 OutputStream = Literal["stdout", "stderr"]
@@ -438,7 +527,8 @@ class SandboxJob:
     #: Text files by relative path, and the one to run; a one-file agent is ``{"main.py": code}``.
     files: Mapping[str, str] = field(default_factory=dict)
     entrypoint: str = "main.py"
-    env: Mapping[str, str] = field(default_factory=dict)
+    #: Holds secrets, so it stands in no log by accident.
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,6 +546,16 @@ class SandboxResult:
     peak_memory_bytes: int | None = None
     cpu_seconds: float | None = None
     wall_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxUsage:
+    """What a container uses now; see `harness.models.UsageSample` for the fields."""
+
+    memory_bytes: int | None
+    cpu_percent: float | None
+    cpu_seconds: float | None
+    processes: int | None
 
 
 class SandboxSession(Protocol):
@@ -480,6 +580,12 @@ class SandboxSession(Protocol):
         """Ask the running job to end: SIGTERM, after the grace SIGKILL. `run` returns with `reason`.
 
         Returns when `before_stop` has run and the signal is on its way. The first call decides; later ones do nothing.
+        """
+
+    async def usage(self) -> SandboxUsage | None:
+        """Measure the container; None when it runs no more, or the engine does not say so in time. Never raises.
+
+        May take as long as the engine needs, seconds on some; may be cancelled at any time.
         """
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from harness.models import (
     Reason,
     Task,
     Usage,
+    log_seq,
     render_instant,
 )
 from harness.output import OutputRecorder
@@ -49,6 +50,8 @@ from harness.ports import (
     Store,
 )
 from harness.retry import retry_delay
+from harness.runsecrets import SECRETS_UNUSABLE, RunSecrets
+from harness.sampling import UsageSampler
 from harness.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,10 @@ logger = logging.getLogger(__name__)
 COMPRESS_TIMEOUT_SECONDS = 60
 #: Longest `Task.result`, in characters.
 MAX_RESULT_CHARS = 1000
+#: Of each stream of a run that nobody waits for, this much of the end stays in memory, and up to twice as much.
+KEEP_BYTES = 256 * 1024
+#: Chunks that are read back at once, at most 1 MiB.
+_PAGE_CHUNKS = 16
 #: Pause between two tries of a final write while the store is away, in seconds.
 RETRY_WRITE_SECONDS = 0.5
 
@@ -104,7 +111,7 @@ class TaskRun:
             on_output: Told the output as it comes; must not block.
             can_hand_back: Another runner may begin the task anew. So it is handed back, and not ended, when `run` is
                 cancelled, which then means that this process ends, and when the engine does not answer before the
-                agent has begun.
+                agent has begun. Nobody waits for its output then, so of a long one the result has only the end.
         """
         self.task = task
         self._agent = agent
@@ -125,8 +132,11 @@ class TaskRun:
             task_id=task.id,
             fence=task.fence,
             max_bytes=limits.output_bytes,
+            keep_bytes=KEEP_BYTES if can_hand_back else None,
             forward=on_output,
         )
+        self._secrets = RunSecrets()
+        self._sampler = UsageSampler(parts.store, parts.clock, task_id=task.id, fence=task.fence)
         self._session: SandboxSession | None = None
         self._start_seconds: float | None = None
         self._stopped: tuple[Reason, str] | None = None
@@ -160,7 +170,8 @@ class TaskRun:
                 return self._as_result(SandboxResult(Reason.LOST, -1, error.message), None)
             except Exception as error:
                 # A callback's mistake or ours: whoever called learns of it, and the task must not seem to run on.
-                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, f"the runner failed: {error!r}"))
+                problem = self._secrets.text(f"the runner failed: {error!r}")
+                await uninterrupted(self._give_up(Reason.SANDBOX_ERROR, problem))
                 raise
 
     async def stop(self, reason: Reason, message: str) -> None:
@@ -208,7 +219,14 @@ class TaskRun:
         """Run the job in a container of its own."""
         if early := self._stopped_early():
             return early
-        flushing = asyncio.create_task(self._output.flush_periodically())
+        try:
+            self._secrets = await RunSecrets.load(
+                self._parts.store, self._parts.settings, self._agent.options.secrets
+            )
+        except SECRETS_UNUSABLE as error:
+            return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
+        sink = self._secrets.sink(self._output)
+        background = [asyncio.create_task(self._output.flush_periodically())]
         try:
             async with self._parts.sandbox.open(self._spec(), before_start=self._lease.check) as session:
                 self._start_seconds = session.start_seconds
@@ -218,9 +236,11 @@ class TaskRun:
                     return early
                 self._session = session
                 self._lease.when_lost(lambda: session.stop(Reason.LOST, "the lease was lost during the run"))
+                background.append(asyncio.create_task(self._sampler.sample_periodically(session)))
                 try:
                     job = self._job(context, run_count)
-                    return await session.run(job, sink=self._output, before_stop=self._record)
+                    result = await session.run(job, sink=sink, before_stop=self._record)
+                    return self._secrets.result(result)
                 except asyncio.CancelledError:
                     if not self._can_hand_back:
                         await uninterrupted(self._record(Reason.CANCELLED, _CANCELLED_BY_CALLER))
@@ -237,8 +257,10 @@ class TaskRun:
         finally:
             self._session = None
             self._lease.when_lost(None)
-            flushing.cancel()
-            await asyncio.gather(flushing, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            sink.finish()
 
     def _stopped_early(self) -> SandboxResult | None:
         """Return the result of a run that was stopped before its agent began."""
@@ -261,20 +283,41 @@ class TaskRun:
             compressor=self._parts.compressor,
             max_state_bytes=self._limits.state_bytes,
         )
-        output = self._output.text("stdout")
-        if self._output.truncated:
-            # The cap may have cut a line in two, and half a line of state is none.
-            output = output[: output.rfind("\n") + 1]
+        state: dict[str, Any] = {}
+
+        async def compress() -> None:
+            nonlocal state
+            state = await manager.compress_pieces(
+                self.task.agent_id, self._stdout(), context, is_cut=self._output.truncated
+            )
+
         try:
             async with asyncio.timeout(COMPRESS_TIMEOUT_SECONDS):
-                state = await manager.compress_context(self.task.agent_id, output, context)
+                if self._output.is_whole("stdout"):
+                    await compress()
+                else:
+                    # It is read back from the store, so it has to be there, and the store as well.
+                    await self._persist(compress)
         except StateRejectedError as error:
-            problem = error.message
+            problem = self._secrets.text(error.message)
         except TimeoutError:
             problem = f"the compressor took longer than {COMPRESS_TIMEOUT_SECONDS} s"
         else:
-            return result, state
+            # The state before it may be from a time when a value in it was no secret yet.
+            return result, self._secrets.state(state)
         return replace(result, reason=Reason.STATE_REJECTED, error=problem, summary=""), None
+
+    async def _stdout(self) -> AsyncIterator[str]:
+        """Yield all that was kept of stdout, in pieces, from memory or from the store."""
+        if self._output.is_whole("stdout"):
+            yield self._output.text("stdout")
+            return
+        seq = log_seq(self.task.fence, 0) - 1
+        while chunks := await self._parts.store.read_logs(self.task.id, after_seq=seq, limit=_PAGE_CHUNKS):
+            for chunk in chunks:
+                if chunk.stream == "stdout":
+                    yield chunk.data.decode(errors="replace")
+            seq = chunks[-1].seq
 
     async def _finish(self, outcome: Outcome, artifact: NewArtifact | None) -> None:
         """Store the rest of the output and the end of the attempt; as long as the lease holds, try again."""
@@ -304,7 +347,8 @@ class TaskRun:
         while True:
             was_live = self._lease.is_live
             try:
-                await self._output.flush()
+                await self._output.flush(is_last=True)
+                await self._sampler.flush()
                 await write()
             except StoreError as error:
                 logger.warning("end of task %d not stored yet: %s", self.task.id, error)
@@ -355,7 +399,7 @@ class TaskRun:
             },
             files=agent.files or {_ENTRYPOINT: agent.code},
             entrypoint=agent.entrypoint or _ENTRYPOINT,
-            env=agent.options.env,
+            env={**agent.options.env, **self._secrets.environment},
         )
 
     def _as_outcome(self, result: SandboxResult) -> Outcome:
@@ -388,9 +432,14 @@ class TaskRun:
         )
 
     def _usage(self, result: SandboxResult) -> Usage:
+        sampled = self._sampler
+        # What the kernel counted is exact; samples stand in where there is no such report.
+        peak_memory_bytes, cpu_seconds = result.peak_memory_bytes, result.cpu_seconds
         return Usage(
-            peak_memory_bytes=result.peak_memory_bytes,
-            cpu_seconds=result.cpu_seconds,
+            peak_memory_bytes=sampled.peak_memory_bytes if peak_memory_bytes is None else peak_memory_bytes,
+            cpu_seconds=sampled.cpu_seconds if cpu_seconds is None else cpu_seconds,
+            peak_processes=sampled.peak_processes,
+            peak_cpu_percent=sampled.peak_cpu_percent,
             wall_seconds=result.wall_seconds,
             container_start_seconds=self._start_seconds,
             output_bytes=self._output.total_bytes,

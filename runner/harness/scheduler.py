@@ -207,16 +207,33 @@ class TaskScheduler:
         trigger = make_trigger(schedule, agent_id=agent_id, anchor=state.anchor_at)
         return [state.next_fire_at, *preview(trigger, state.next_fire_at, n - 1)]
 
-    async def trigger_now(self, agent_id: int, context: dict[str, Any] | None = None) -> Task:
+    async def trigger_now(
+        self,
+        agent_id: int,
+        context: dict[str, Any] | None = None,
+        *,
+        save_handoff: bool = True,
+        request_key: str | None = None,
+    ) -> Task:
         """Make a task of an agent at once, whatever its schedule says.
+
+        Args:
+            agent_id: The agent.
+            context: What it sees as ``context``; None: the state that its last run left.
+            save_handoff: Whether a completed run saves its state.
+            request_key: With it, a repetition makes no second task.
 
         Raises:
             AgentNotFoundError: There is no such agent.
             AgentBusyError: It has as many active tasks as it may.
+            DuplicateFireError: There is a task of that key; the error has its id.
         """
         store = await self._resolve_store()
         agent = await store.get_agent(agent_id)
-        task = await store.create_task(self._new_task(agent_id, agent.options, context=context))
+        new = self._new_task(agent_id, agent.options, context=context)
+        task = await store.create_task(
+            new.model_copy(update={"save_handoff": save_handoff, "request_key": request_key})
+        )
         self._wake()
         return task
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -17,6 +18,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from harness.config import DEFAULT_MAX_STATE_BYTES, MAX_KEPT, MIB, Days, quote_value
 from harness.errors import InvalidInputError, SettingsError
+from harness.secrets.cipher import parse_keys
+
+#: A host name, an IPv4 address, or an IPv6 address in brackets, as in a URL.
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
 def _default_data_dir() -> Path:
@@ -32,24 +37,33 @@ def _default_data_dir() -> Path:
     return home / ".local" / "share" / "agent-harness"
 
 
-def loopback_address(host: str) -> str:
-    """Return the address behind ``localhost`` or a loopback address.
+def _listening_address(host: str) -> str:
+    """Return the address behind ``localhost`` or an IP address.
 
     Raises:
-        ValueError: Others could reach it.
+        ValueError: It is something else.
     """
     if host == "localhost":
         return "127.0.0.1"
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
+        return str(ipaddress.ip_address(host))
     except ValueError:
-        is_loopback = False
-    if not is_loopback:
         raise ValueError(
-            "the API has no tokens yet, so it listens on this machine only: 127.0.0.1, ::1 or localhost; for others put a "
-            "proxy that asks who they are in front of it"
-        )
-    return host
+            "give localhost or an IP address of this machine; 0.0.0.0 or :: is all of them"
+        ) from None
+
+
+def _host_names(text: str) -> str:
+    for name in text.split(","):
+        if name.strip() and not _HOST_NAME.fullmatch(name.strip()):
+            raise ValueError("give host names, without a scheme, a port or a path, separated by commas")
+    return text
+
+
+def _check_keys(keys: SecretStr | None) -> SecretStr | None:
+    if keys is not None:
+        parse_keys(keys.get_secret_value())
+    return keys
 
 
 class Settings(BaseSettings):
@@ -65,9 +79,26 @@ class Settings(BaseSettings):
     mongodb_uri: SecretStr | None = None
     mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "agent_harness"
 
-    #: Where `harness serve` listens: a loopback address, as long as there are no tokens to ask for. Port 0: any.
-    host: Annotated[str, AfterValidator(loopback_address)] = "127.0.0.1"
+    #: Where `harness serve` listens; where others could reach it, only once there is a token to ask for. Port 0: any.
+    host: Annotated[str, AfterValidator(_listening_address)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    #: Names that the server goes by beside those of this machine, as behind a proxy; separated by commas.
+    allowed_hosts: Annotated[str, AfterValidator(_host_names)] = ""
+    #: Requests of one token, or of one address where there are no tokens: so many a second, and so many at once. 0: any.
+    rate_limit_per_second: Annotated[float, Field(ge=0, le=1_000_000)] = 500
+    rate_limit_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    #: Connections that the server holds at a time. Each takes a file descriptor; 1024 are usual for a process.
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 800
+    #: How long a request's body may take to come, and how long the server then works on it, streams and waits for a
+    #: run's end aside.
+    request_timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    #: Lines of the audit log that are kept.
+    audit_max_entries: Annotated[int, Field(ge=100, le=100_000_000)] = 100_000
+
+    #: A server that `harness agents`, `tasks` and so on speak to. Not set: they work on the store themselves.
+    url: str | None = None
+    #: What they identify themselves with there.
+    token: SecretStr | None = None
 
     #: Where the Docker Engine answers. Not set: DOCKER_HOST, the current docker context, the usual sockets.
     docker_host: str | None = Field(
@@ -93,6 +124,20 @@ class Settings(BaseSettings):
     )
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
+
+    #: Keys that secrets are encrypted with, made by ``harness secrets keygen``, with commas between them: the first one
+    #: encrypts, all decrypt.
+    secrets_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None
+    #: File with such keys instead, one a line; read whenever they are needed.
+    secrets_key_file: Path | None = None
+
+    #: Where OpenTelemetry sends spans. Its SDK reads this and all its other variables itself; here it only says whether.
+    otlp_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"
+        ),
+    )
 
     #: How long a claim on a running task holds without a heartbeat. A dead runner's task is noticed after this.
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
@@ -128,13 +173,18 @@ class Settings(BaseSettings):
         """Return these settings with another address; None keeps what they say.
 
         Raises:
-            InvalidInputError: Others could reach the address.
+            InvalidInputError: It is no address.
         """
         try:
-            changed = self.host if host is None else loopback_address(host)
+            changed = self.host if host is None else _listening_address(host)
         except ValueError as error:
             raise InvalidInputError(f"--host {host} is refused: {error}") from None
         return self.model_copy(update={"host": changed, "port": self.port if port is None else port})
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server listens where nobody but this machine can reach it."""
+        return ipaddress.ip_address(self.host).is_loopback
 
 
 def _describe(error: ValidationError) -> str:

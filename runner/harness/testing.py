@@ -23,6 +23,7 @@ from harness.ports import (
     SandboxLabels,
     SandboxResult,
     SandboxSpec,
+    SandboxUsage,
 )
 from harness.store.sqlite import SqliteStore
 
@@ -128,6 +129,8 @@ class FakeSandbox:
         self.open_error: SandboxError | None = None
         #: Raised by `remove_container`, until it is set to None again.
         self.remove_error: SandboxError | None = None
+        #: What every session says it uses.
+        self.usage: SandboxUsage | None = None
         #: Everything that was asked for, in order.
         self.specs: list[SandboxSpec] = []
         self.jobs: list[SandboxJob] = []
@@ -243,6 +246,10 @@ class FakeSession:
         if self._before_stop is not None:
             await self._before_stop(reason, message)
         self.end(SandboxResult(reason, 143, message))
+
+    async def usage(self) -> SandboxUsage | None:
+        """Return what the sandbox says; see the port."""
+        return self._sandbox.usage if self.is_running else None
 
     def end(self, result: SandboxResult) -> None:
         """End the job with `result` now."""

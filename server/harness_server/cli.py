@@ -20,7 +20,7 @@ def serve(
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            help="Listen here instead of at HARNESS_HOST or 127.0.0.1; loopback only.",
+            help="Listen here instead of at HARNESS_HOST or 127.0.0.1; where others reach it, it takes a token.",
         ),
     ] = None,
     port: Annotated[
@@ -45,6 +45,9 @@ def serve(
     ] = 3,
     drain_seconds: DrainOption = 30.0,
     log_format: LogFormatOption = LogFormat.TEXT,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Tell each request in the log, not only slow ones.")
+    ] = False,
 ) -> None:
     """Run agents by their schedules until stopped, and answer over HTTP.
 
@@ -59,6 +62,7 @@ def serve(
       harness serve
       harness serve --port 8080 --max-concurrent 20 --log-format json
       curl -i http://127.0.0.1:8000/readyz
+      curl http://127.0.0.1:8000/metrics
     """
 
     async def work(request: StopRequest) -> None:
@@ -68,7 +72,9 @@ def serve(
         from harness_server.keys import RUNTIME, SCHEDULER
 
         settings = get_settings().listening_at(host, port)
-        app = make_app(settings, SchedulerOptions(max_concurrent, retry_max_attempts))
+        app = make_app(
+            settings, SchedulerOptions(max_concurrent, retry_max_attempts), logs_requests=log_requests
+        )
         async with serving(app) as url:
             extra = {"action": "started", "url": url, "max_concurrent": max_concurrent}
             logger.info("listening at %s; running tasks, %d at a time", url, max_concurrent, extra=extra)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from tests.benchmarks import scheduling, store
+from tests.benchmarks import logs, scheduling, store
 
 from harness.executor import AgentExecutor
 from harness.models import AgentDraft
@@ -135,10 +135,18 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--scheduling", action="store_true", help="compare schedulers instead; takes minutes")
     parser.add_argument("--store", action="store_true", help="measure the embedded store instead")
+    parser.add_argument(
+        "--logs", action="store_true", help="follow a million lines instead, beside docker logs -f"
+    )
+    parser.add_argument(
+        "--lines", type=int, default=1_000_000, help="how many, with --logs (default: 1000000)"
+    )
     arguments = parser.parse_args()
     if arguments.scheduling:
         scheduling.compare()
     elif arguments.store:
         asyncio.run(store.main())
+    elif arguments.logs:
+        logs.compare(arguments.lines, arguments.json)
     else:
         asyncio.run(main(arguments.runs, arguments.json))

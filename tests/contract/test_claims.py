@@ -35,7 +35,7 @@ async def test_a_claim_begins_an_attempt(place: Place, store: Store, agent: Agen
     assert task == await store.get_task(pending.id)
     assert (task.status, task.fence, task.lease_owner, task.started_at) == (TaskStatus.RUNNING, 1, "me", now)
     assert task.due_at == now + timedelta(seconds=12.5)
-    assert task.attempts == (Attempt(number=1, started_at=now),)
+    assert task.attempts == (Attempt(number=1, due_at=pending.due_at, started_at=now),)
 
 
 async def test_a_task_is_claimed_once(store: Store, agent: Agent) -> None:

@@ -9,10 +9,15 @@ import pytest
 from tests.contract.places import Place, claim, completed, draft, new_task, running_task, state
 from tests.contract.processes import start_process
 
+from harness.audit import AuditDraft
 from harness.errors import SchemaTooNewError, StoreError, StoreUnavailableError
 from harness.models import Agent, NewTask, Reason, ScheduleState, Task, TaskStatus
 from harness.ports import Store
 from harness.retention import Expiry
+from harness.secrets.cipher import SecretCipher
+from harness.tokens import TokenDraft, hash_secret
+
+CIPHERTEXT = SecretCipher([bytes(32)], store_id="store").encrypt("key", "a value that nobody knows")
 
 
 def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
@@ -31,6 +36,7 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "expired_tasks": store.expired_tasks(),
         "claim_tasks": store.claim_tasks(claim(), limit=1),
         "next_due_at": store.next_due_at(),
+        "queue_stats": store.queue_stats(),
         "next_schedules": store.next_schedules(),
         "extend_lease": store.extend_lease(1, 1, 30),
         "record_reason": store.record_reason(1, 1, Reason.TIMEOUT),
@@ -50,14 +56,29 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
         "fire_schedules": store.fire_schedules([]),
         "append_logs": store.append_logs(1, 1, []),
         "read_logs": store.read_logs(1),
+        "append_samples": store.append_samples(1, 1, []),
+        "read_samples": store.read_samples(1),
         "save_artifact": store.save_artifact(1, state()),
         "newest_artifact": store.newest_artifact(1),
         "load_agents": store.load_agents([1]),
         "clear_artifact": store.clear_artifact(1),
         "artifact_history": store.artifact_history(1),
+        "put_secret": store.put_secret("key", CIPHERTEXT),
+        "replace_secret": store.replace_secret("key", CIPHERTEXT, CIPHERTEXT),
+        "get_secrets": store.get_secrets(["key"]),
+        "list_secrets": store.list_secrets(),
+        "delete_secret": store.delete_secret("key"),
         "agent_ids": store.agent_ids(),
         "purge": store.purge(1, Expiry(task.created_at), limit=1),
         "purgeable": store.purgeable(1, Expiry(task.created_at)),
+        "create_token": store.create_token(TokenDraft(name="ci", scope="run"), hash_secret("s")),
+        "find_token": store.find_token(1),
+        "has_tokens": store.has_tokens(),
+        "list_tokens": store.list_tokens(),
+        "revoke_token": store.revoke_token(1),
+        "touch_token": store.touch_token(1),
+        "append_audit": store.append_audit(AuditDraft(actor="ci", action="x", status=200), max_entries=9),
+        "list_audit": store.list_audit(),
     }
 
 

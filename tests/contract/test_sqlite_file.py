@@ -4,6 +4,7 @@ import asyncio
 import re
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -98,7 +99,7 @@ async def test_commits_survive_a_power_cut(store: SqliteStore) -> None:
         ]
 
     # 2 is FULL.
-    assert await store._file.read(pragmas) == ["wal", 2, 1]
+    assert await store._file.write(pragmas) == ["wal", 2, 1]
 
 
 async def test_a_file_from_before_a_column_was_added_gets_it(
@@ -162,14 +163,14 @@ async def test_a_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
 async def test_a_full_disk_is_reported_and_undoes_the_write(store: SqliteStore) -> None:
     agent = await store.create_agent(draft())
     task = await running_task(store, agent.id)
-    pages = await store._file.read(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-    await store._file.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+    pages = await store._file.write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    await store._file.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
 
     with pytest.raises(StoreError, match=r"the disk that holds the store .* is full; free some space"):
         await store.finish_task(task.id, 1, completed(), artifact=state(x="x" * 100_000))
 
     assert await store.get_task(task.id) == task
-    await store._file.read(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+    await store._file.write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
     await store.finish_task(task.id, 1, completed(), artifact=state(x="x" * 100_000))
 
 
@@ -256,7 +257,7 @@ async def test_lists_stay_on_indexes(store: SqliteStore) -> None:
 PRESENT = re.compile("tasks_ready|tasks_waiting|tasks_in_slots|tasks_leased|tasks_to_cancel|schedules_by_due")
 
 
-@pytest.mark.parametrize("call", ["claim", "next", "expired", "cancel"])
+@pytest.mark.parametrize("call", ["claim", "next", "stats", "expired", "cancel"])
 async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, call: str) -> None:
     asked: list[str] = []
     await store._file.read(lambda db: db.set_trace_callback(asked.append))
@@ -267,6 +268,7 @@ async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, ca
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "claim": lambda: store.claim_tasks(claim(), limit=5),
         "next": store.next_due_at,
+        "stats": store.queue_stats,
         "expired": store.expired_tasks,
         "cancel": lambda: store.cancel_requests("me"),
     }
@@ -280,3 +282,18 @@ async def test_looking_for_work_reads_nothing_of_the_past(store: SqliteStore, ca
         looks = [row["detail"] for row in rows if re.match("(SCAN|SEARCH) (tasks|schedules)", row["detail"])]
         assert looks
         assert [look for look in looks if not PRESENT.search(look)] == []
+
+
+async def test_a_close_that_is_cancelled_leaves_no_thread_that_keeps_the_process(path: Path) -> None:
+    before = threading.active_count()
+    store = SqliteStore(path)
+    await store.open()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    async with asyncio.timeout(5):
+        while threading.active_count() > before:  # noqa: ASYNC110 - there is no event for the end of a thread
+            await asyncio.sleep(0.01)

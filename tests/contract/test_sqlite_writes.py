@@ -51,16 +51,23 @@ def other(store: SqliteStore, path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+async def on_writer(store: SqliteStore, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    """Run something in the thread, and on the connection, that writes."""
+    connection = store._file._connection
+    assert connection is not None
+    return await connection.run(work)
+
+
 @asynccontextmanager
 async def busy(store: SqliteStore) -> AsyncIterator[None]:
-    """Keep the store's thread busy, so that all writes begun meanwhile wait for it."""
+    """Keep the writing thread busy, so that all writes begun meanwhile wait for it."""
     loop, began, over = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def work(_db: sqlite3.Connection) -> None:
         loop.call_soon_threadsafe(began.set)
         over.wait(20)
 
-    reading = asyncio.create_task(store._file.read(work))
+    reading = asyncio.create_task(on_writer(store, work))
     try:
         await began.wait()
         yield
@@ -81,7 +88,7 @@ async def outcomes(store: SqliteStore, *calls: Awaitable[Any]) -> list[Any]:
 async def traced(store: SqliteStore) -> list[str]:
     """Return a list that all statements from now on are added to."""
     statements: list[str] = []
-    await store._file.read(lambda db: db.set_trace_callback(statements.append))
+    await on_writer(store, lambda db: db.set_trace_callback(statements.append))
     return statements
 
 
@@ -192,8 +199,8 @@ async def test_when_sqlite_rolls_all_back_nothing_undone_is_taken_for_done(
 
 async def test_a_disk_too_full_for_one_takes_the_others(store: SqliteStore, agent: Agent) -> None:
     task = await running_task(store, agent.id)
-    pages = await store._file.read(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-    await store._file.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+    pages = await on_writer(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    await on_writer(store, lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
 
     before, failed, after = await outcomes(
         store,

@@ -81,7 +81,7 @@ async def test_a_task_created_with_a_claim_already_runs(store: Store, agent: Age
     assert task == await store.get_task(task.id)
     assert (task.status, task.fence, task.lease_owner, task.started_at) == (TaskStatus.RUNNING, 1, "me", now)
     assert task.due_at == now + timedelta(seconds=LEASE_SECONDS)
-    assert task.attempts == (Attempt(number=1, started_at=now),)
+    assert task.attempts == (Attempt(number=1, due_at=now, started_at=now),)
 
 
 async def test_what_a_task_was_asked_for_is_kept(store: Store, agent: Agent) -> None:
@@ -249,6 +249,7 @@ async def test_a_finished_task_says_how_it_ended(place: Place, store: Store, age
     assert done.attempts == (
         Attempt(
             number=1,
+            due_at=task.created_at,
             started_at=task.created_at,
             ended_at=now,
             reason=Reason.EXIT_NONZERO,

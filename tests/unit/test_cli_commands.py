@@ -12,9 +12,13 @@ from harness.cli.app import invoke
 from harness.cli.session import exit_code
 from harness.errors import (
     AgentBusyError,
+    AuthenticationError,
     EngineUnavailableError,
     HarnessError,
     LeaseLostError,
+    PermissionDeniedError,
+    RateLimitedError,
+    ServerUnavailableError,
     SettingsError,
     StateRejectedError,
     StoreUnavailableError,
@@ -63,12 +67,15 @@ def test_version_is_printed(cli: Cli) -> None:
     "command",
     [
         [],
+        *(["tokens", verb] for verb in ("create", "list", "revoke")),
+        ["audit"],
         *(["agents", verb] for verb in ("create", "list", "show", "update", "delete")),
         *(["handoff", verb] for verb in ("show", "set", "clear", "history", "rollback")),
         *(["images", verb] for verb in ("build", "list")),
+        *(["secrets", verb] for verb in ("set", "list", "delete", "keygen", "rotate")),
         *(["tasks", verb] for verb in ("list", "show", "cancel", "retry")),
         *(["schedule", verb] for verb in ("show", "next", "pause", "resume", "add", "remove", "backfill")),
-        *([verb] for verb in ("run", "logs", "purge", "doctor", "serve", "runner")),
+        *([verb] for verb in ("run", "logs", "purge", "doctor", "serve", "runner", "socket-proxy")),
     ],
 )
 def test_every_command_has_a_help_page_with_examples_that_fits_80_columns(
@@ -131,7 +138,11 @@ def test_a_group_without_a_command_shows_its_help(cli: Cli) -> None:
         (SettingsError, 2),
         (TaskNotFoundError, 3),
         (AgentBusyError, 3),
+        (AuthenticationError, 2),
+        (PermissionDeniedError, 2),
         (StoreUnavailableError, 4),
+        (ServerUnavailableError, 4),
+        (RateLimitedError, 4),
         (EngineUnavailableError, 4),
     ],
 )
@@ -208,7 +219,7 @@ def test_the_next_fires_of_a_cron_schedule_are_shown(code: str, cli: Cli) -> Non
 
 def test_a_config_problem_names_the_path(code: str, cli: Cli) -> None:
     errors = cli("agents", "create", "a", "--code", code, "--set", "limits.cpu=1", code=2)
-    assert errors.startswith("error: config is not valid: limits.cpu: ")
+    assert errors.startswith("error: config.limits.cpu: ")
 
 
 def test_a_taken_name_is_a_conflict(code: str, cli: Cli) -> None:

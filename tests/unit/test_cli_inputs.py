@@ -129,6 +129,7 @@ def test_a_bad_yaml_file_is_named_on_one_line(text: str, message: str, tmp_path:
         ("schedule.cron=0 3 * * *", {"schedule": {"cron": "0 3 * * *"}}),
         ("schedule.enabled=false", {"schedule": {"enabled": False}}),
         ("env.PORT=8080", {"env": {"PORT": "8080"}}),
+        ("secrets.PIN=2026", {"secrets": {"PIN": "2026"}}),
         ("env.A.B=x=y", {"env": {"A.B": "x=y"}}),
         ("image=", {"image": ""}),
     ],

@@ -97,7 +97,7 @@ def test_a_cron_schedule_is_made_up_for(cli: Cli) -> None:
         (("--from", "yesterday"), "is no instant"),
         (("--from", "2026-01-01T00:00"), "says no offset"),
         (("--from", "1066-01-01T00:00Z"), "between 1970 and 3000"),
-        (("--from", "2026-01-02T00:00Z", "--to", "2026-01-01T00:00Z"), "is before"),
+        (("--from", "2026-01-02T00:00Z", "--to", "2026-01-01T00:00Z"), "before it begins"),
         (("--from", "2026-01-01T00:00Z", "--to", "2999-01-01T00:00Z"), "in the future"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_detached_run_is_a_pending_task_that_can_be_cancelled(cli: Cli) -> Non
 
 
 def test_a_server_that_would_listen_to_others_is_refused(cli: Cli) -> None:
-    assert "has no tokens yet" in cli("serve", "--host", "0.0.0.0", code=2)
+    assert "make one first: harness tokens create" in cli("serve", "--host", "0.0.0.0", code=2)
 
 
 def test_a_command_of_another_package_that_is_broken_leaves_the_others(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import time
 from typing import Any
@@ -10,7 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.compression import DROPPED_OUTPUTS_KEY, RECENT_OUTPUTS_KEY, DigestCompressor, encode_state
+from harness.compression import (
+    DROPPED_OUTPUTS_KEY,
+    RECENT_OUTPUTS_KEY,
+    DigestCompressor,
+    OutputDigest,
+    encode_state,
+)
 from harness.errors import StateRejectedError
 
 LIMIT = 64 * 1024
@@ -302,3 +309,63 @@ async def test_eight_megabytes_take_a_moment(output: str) -> None:
     with contextlib.suppress(StateRejectedError):
         await compress(output)
     assert time.process_time() - started < 10
+
+
+PARTS = st.lists(
+    st.sampled_from(
+        [
+            "HANDOFF_STATE ",
+            '{"a": 1}',
+            '{"b": [2]}',
+            "HANDOFF",
+            "\n",
+            "\n\n",
+            " ",
+            "x" * 700,
+            "é",
+            "\r\n",
+            "text",
+        ]
+    ),
+    max_size=14,
+)
+
+
+@given(parts=PARTS, cuts=st.lists(st.integers(1, 900), min_size=1, max_size=6))
+def test_an_output_in_pieces_makes_the_same_state_as_in_one(parts: list[str], cuts: list[int]) -> None:
+    output, before = "".join(parts), {"kept": True}
+
+    def state(pieces: list[str]) -> dict[str, Any] | str:
+        digest = OutputDigest(before, 5000)
+        try:
+            for piece in pieces:
+                digest.feed(piece)
+            return digest.finish()
+        except StateRejectedError as error:
+            return error.message
+
+    pieces, at = [], 0
+    for size in itertools.cycle(cuts):
+        if at >= len(output):
+            break
+        pieces.append(output[at : at + size])
+        at += size
+
+    assert state(pieces) == state([output])
+
+
+def test_a_state_line_that_never_ends_is_rejected_before_it_fills_the_memory() -> None:
+    digest = OutputDigest({}, 1000)
+    digest.feed('HANDOFF_STATE {"a": "')
+
+    digest.feed("x" * 600)
+
+    with pytest.raises(StateRejectedError, match="more than the limit of 1,000 bytes"):
+        digest.feed("x" * 600)
+
+
+def test_half_a_state_line_of_an_output_that_was_cut_counts_for_nothing() -> None:
+    digest = OutputDigest({}, 1000)
+    digest.feed('HANDOFF_STATE {"a": 1}\nHANDOFF_STATE {"a": ')
+
+    assert digest.finish(is_cut=True) == {"a": 1}

@@ -30,7 +30,7 @@ from harness.models import (
     Task,
     TaskStatus,
 )
-from harness.ports import SandboxJob, SandboxLimits, SandboxResult
+from harness.ports import SandboxJob, SandboxLimits, SandboxResult, SandboxUsage
 from harness.settings import Settings
 from harness.testing import FakeClock, FakeRun, FakeSandbox, MemoryStore
 
@@ -746,3 +746,45 @@ async def test_the_reason_of_a_cancellation_is_recorded_before_the_container_goe
     gate.set()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_long_output_of_a_run_that_nobody_waits_for_leaves_the_same_state(bench: Bench) -> None:
+    output = b"".join(b"line %d of a long output \xc3\xa9\n" % n for n in range(40_000))
+    output = output + b'HANDOFF_STATE {"n": 7}\n' + output + b"the last line\n"
+    bench.sandbox.behave = says(output)
+    agent = await bench.store.create_agent(
+        AgentDraft(name="wordy", code="x", config={"limits": {"max_output_bytes": 8 * MIB}})
+    )
+    expected = await bench.executor.execute_agent(agent.id, save_handoff=True)
+    await bench.store.clear_artifact(agent.id)
+
+    parts = await bench.executor.resolve()
+    task = await bench.store.create_task(
+        NewTask(agent_id=agent.id, context={}), claim=Claim(owner="me", lease_seconds=30)
+    )
+    claimed_at = bench.clock.monotonic()
+    result = await bench.executor.begin(parts, task, agent, claimed_at=claimed_at, can_hand_back=True).run()
+
+    assert result.state == expected.state
+    assert (expected.state or {})["n"] == 7
+    assert expected.stdout == output.decode()
+    assert len(result.stdout) < 1024 * 1024
+    assert (await bench.task()).result == "the last line"
+
+
+async def test_what_samples_say_stands_in_for_what_no_report_says(bench: Bench) -> None:
+    bench.sandbox.behave = lambda _job: FakeRun(
+        result=SandboxResult(Reason.COMPLETED, 0, peak_memory_bytes=5)
+    )
+    bench.sandbox.usage = SandboxUsage(memory_bytes=3, cpu_percent=150.0, cpu_seconds=2.5, processes=4)
+    bench.sandbox.hold()
+    running = asyncio.create_task(bench.run())
+    await bench.sandbox.until_running()
+    await advance(bench, 2)
+    bench.sandbox.release()
+    usage = (await running).usage
+
+    assert usage.peak_memory_bytes == 5
+    assert (usage.cpu_seconds, usage.peak_processes, usage.peak_cpu_percent) == (2.5, 4, 150.0)
+    stored = await bench.store.read_samples((await bench.task()).id)
+    assert [(sample.memory_bytes, sample.processes) for sample in stored][:1] == [(3, 4)]

@@ -18,8 +18,22 @@ SOURCE_ROOTS = (ROOT / "runner", ROOT / "server")
 
 #: From the bottom up: a module imports from its own layer and from lower ones. A package stands for all in it.
 LAYERS = (
-    {"errors", "config", "cron", "zones", "jsontext", "models", "clock", "settings", "aio", "retention"},
-    {"ports"},
+    {
+        "errors",
+        "config",
+        "cron",
+        "zones",
+        "jsontext",
+        "models",
+        "clock",
+        "settings",
+        "aio",
+        "tokens",
+        "audit",
+        "retention",
+        "secrets",
+    },
+    {"ports", "telemetry"},
     {
         "triggers",
         "compression",
@@ -35,12 +49,15 @@ LAYERS = (
         "executor",
         "recovery",
         "run",
+        "runsecrets",
+        "vault",
         "worker",
         "lease",
         "output",
+        "sampling",
     },
-    {"store", "sandbox"},
-    {"wiring", "testing", "announce"},
+    {"api", "store", "sandbox"},
+    {"wiring", "testing", "announce", "observed"},
     {"", "cli", "demo", "client"},
 )
 #: Up to here nothing knows a driver.
@@ -59,13 +76,28 @@ HOMES = {
     "sqlite3": ("harness.store.sqlite",),
     "docker": ("harness.sandbox.",),
     "croniter": ("harness.cron",),
+    "cryptography": ("harness.secrets.cipher",),
     "aiohttp": ("harness.client", "harness_server"),
+    "prometheus_client": ("harness_server",),
+    "opentelemetry": ("harness_server.tracing",),
     "typer": ("harness.cli", "harness.demo", "harness_server.cli"),
     "rich": ("harness.cli", "harness.demo"),
 }
 
 #: What `import harness` must not load: drivers, web servers and what only the command line needs.
-HEAVY = ("pymongo", "motor", "docker", "aiosqlite", "sqlite3", "aiohttp", "typer", "rich")
+HEAVY = (
+    "pymongo",
+    "motor",
+    "docker",
+    "aiosqlite",
+    "sqlite3",
+    "aiohttp",
+    "typer",
+    "rich",
+    "prometheus_client",
+    "opentelemetry",
+    "cryptography",
+)
 
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
@@ -183,6 +215,7 @@ def test_no_module_breaks_the_rules() -> None:
         ("harness.store.mongo", "import sqlite3", "imports sqlite3"),
         ("harness.executor", "def f():\n    import docker", "imports docker"),
         ("harness.executor", "from aiohttp import web", "imports aiohttp"),
+        ("harness.cli.runner", "import prometheus_client", "imports prometheus_client, which only harness_server may"),
         ("harness.worker", "from rich.console import Console", "imports rich.console"),
         ("harness_server.app", "import typer", "imports typer"),
         ("harness.cli.app", "def f():\n    from harness_server.cli import serve", "imports harness_server.cli"),

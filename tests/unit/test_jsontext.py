@@ -96,6 +96,7 @@ def test_the_deepest_document_accepted_is_accepted_both_ways() -> None:
         ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
         ('{"a": "\\ud800"}', "lone surrogate"),
         ('{"\\udc00": 1}', "lone surrogate"),
+        ('{"a": {"b": 1, "c": 2, "b": 1}}', "the key 'b' is given twice"),
         ('{"a":' * 100_000, "deeper than 64"),
         ('{"a":' * 100 + "1" + "}" * 100, "deeper than 64"),
         (b'\xff{"a": 1}', "not valid JSON"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -60,6 +61,13 @@ def joined(pieces: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     return result
 
 
+def per_stream(pieces: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
+    """Each stream by itself: the begin of a character waits for the rest, also when the other stream speaks."""
+    return {
+        name: b"".join(data for stream, data in pieces if stream == name) for name in ("stdout", "stderr")
+    }
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
@@ -90,7 +98,7 @@ def test_what_is_kept_is_the_beginning_of_what_was_written_in_order(
             output(stream, data)
             if index in flush_at:
                 await output.flush()
-        await output.flush()
+        await output.flush(is_last=True)
 
         # No byte after the first that was dropped is kept, on either stream.
         left, expected = cap, []
@@ -98,7 +106,7 @@ def test_what_is_kept_is_the_beginning_of_what_was_written_in_order(
             expected.append((stream, data[:left]))
             left -= len(expected[-1][1])
         written = sum(len(data) for _, data in pieces)
-        assert store.all() == joined(expected)
+        assert per_stream(store.all()) == per_stream(expected)
         assert output.total_bytes == written
         assert output.truncated == (written > cap)
         names: tuple[OutputStream, ...] = ("stdout", "stderr")
@@ -124,9 +132,9 @@ def test_a_store_that_fails_in_any_way_and_comes_back_has_everything_once(
             except StoreUnavailableError:
                 assert store.mood != "fine"
         store.mood = "fine"
-        await output.flush()
+        await output.flush(is_last=True)
 
-        assert store.all() == joined(pieces)
+        assert per_stream(store.all()) == per_stream(pieces)
 
     asyncio.run(check())
 
@@ -191,7 +199,7 @@ async def test_bytes_that_are_no_utf8_are_stored_as_they_are_and_shown_as_replac
     output = recorder(store)
     output("stdout", b"caf\xe9")
 
-    await output.flush()
+    await output.flush(is_last=True)
 
     assert output.text("stdout") == "caf\ufffd"
     assert store.all() == [("stdout", b"caf\xe9")]
@@ -280,3 +288,98 @@ async def test_a_write_under_way_when_the_run_ends_loses_nothing(
     await ending
 
     assert store.all() == [("stdout", b"last words")]
+
+
+TEXTS = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.text(max_size=12)), max_size=10)
+
+
+@given(texts=TEXTS, cuts=st.lists(st.integers(1, 7), min_size=1, max_size=8), flush_every=st.integers(1, 5))
+def test_no_chunk_ends_within_a_character_however_writes_are_cut(
+    texts: list[tuple[OutputStream, str]], cuts: list[int], flush_every: int
+) -> None:
+    async def check() -> None:
+        store = LogBook()
+        output = recorder(store)
+        pieces = 0
+        for stream, text in texts:
+            data = text.encode()
+            while data:
+                size = cuts[pieces % len(cuts)]
+                output(stream, data[:size])
+                data = data[size:]
+                pieces += 1
+                if pieces % flush_every == 0:
+                    await output.flush()
+        await output.flush(is_last=True)
+
+        assert all(chunk.data.decode() for chunk in store.chunks.values())
+        expected = joined([(stream, text.encode()) for stream, text in texts])
+        assert store.all() == expected
+
+    asyncio.run(check())
+
+
+@given(data=st.binary(max_size=40), cuts=st.sets(st.integers(0, 40)))
+def test_chunk_by_chunk_bytes_that_are_no_utf8_read_as_they_do_in_one(data: bytes, cuts: set[int]) -> None:
+    async def check() -> None:
+        store = LogBook()
+        output = recorder(store)
+        edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+        for start, end in pairwise(edges):
+            output("stdout", data[start:end])
+            await output.flush()
+        await output.flush(is_last=True)
+
+        chunks = [chunk.data.decode(errors="replace") for _, chunk in sorted(store.chunks.items())]
+        assert "".join(chunks) == data.decode(errors="replace")
+
+    asyncio.run(check())
+
+
+async def test_a_character_that_never_ends_is_stored_with_the_last_output(store: LogBook) -> None:
+    output = recorder(store)
+    output("stdout", b"a\xf0\x9f")
+    await output.flush()
+    assert store.all() == [("stdout", b"a")]
+
+    await output.flush(is_last=True)
+    await output.flush(is_last=True)
+
+    assert store.all() == [("stdout", b"a\xf0\x9f")]
+
+
+async def test_a_large_output_is_stored_by_bounded_writes_and_only_its_end_stays_in_memory(
+    store: LogBook,
+) -> None:
+    output = OutputRecorder(
+        cast("Store", store), FakeClock(), task_id=7, fence=2, max_bytes=1 << 30, keep_bytes=1000
+    )
+    line = b"x" * 99 + b"\n"
+    for _ in range(50_000):
+        output("stdout", line)
+    assert len(output.text("stdout")) <= 2000
+    assert not output.is_whole("stdout")
+    assert output.is_whole("stderr")
+
+    await output.flush(is_last=True)
+
+    assert store.writes == 5
+    assert store.all() == [("stdout", line * 50_000)]
+
+
+async def test_what_waits_for_a_store_that_is_away_is_bounded(
+    store: LogBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.output.MAX_WAITING_BYTES", 3 * CHUNK_BYTES)
+    output = recorder(store, max_bytes=1 << 30)
+    store.mood = "away"
+    for _ in range(10):
+        output("stdout", b"x" * CHUNK_BYTES)
+        with pytest.raises(StoreUnavailableError):
+            await output.flush()
+    assert output.truncated
+
+    store.mood = "fine"
+    await output.flush(is_last=True)
+
+    assert store.all() == [("stdout", b"x" * 3 * CHUNK_BYTES)]

@@ -194,7 +194,7 @@ def test_a_process_is_killed(manager: ResourceManager, start: Any, force: bool, 
     assert manager.kill_process(process.pid) is False
 
 
-@pytest.mark.parametrize("pid", [1, 0, -1, -4000, os.getpid()])
+@pytest.mark.parametrize("pid", [1, 0, -1, -4000, os.getpid()], ids=["init", "0", "-1", "-4000", "oneself"])
 def test_init_groups_and_oneself_are_never_killed(manager: ResourceManager, pid: int) -> None:
     with pytest.raises(InvalidInputError, match=f"process {pid} is not killed"):
         manager.kill_process(pid, force=True)

@@ -134,6 +134,7 @@ def test_a_malformed_variable_is_named_with_its_value(
 
 def test_all_malformed_variables_are_named_and_no_secret_is(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HARNESS_MONGODB_URI", "mongodb://user:5551234@db/")
+    environment.setenv("HARNESS_SECRETS_KEY", "5551234")
     environment.setenv("HARNESS_LEASE_SECONDS", "soon")
     environment.setenv("HARNESS_CPUS", "many")
 
@@ -143,11 +144,15 @@ def test_all_malformed_variables_are_named_and_no_secret_is(environment: pytest.
     text = "".join(traceback.format_exception(caught.value))
     assert "HARNESS_LEASE_SECONDS" in text
     assert "HARNESS_CPUS" in text
+    assert (
+        "HARNESS_SECRETS_KEY: key 1 is not 32 bytes in base64; make one with: harness secrets keygen" in text
+    )
     assert "5551234" not in text
 
 
 def test_printed_settings_hold_no_secret(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HARNESS_MONGODB_URI", "mongodb://user:5551234@db/")
+    environment.setenv("HARNESS_SECRETS_KEY", "5551234" * 6 + "0=")
 
     settings = Settings.load()
 
@@ -181,12 +186,37 @@ def test_the_server_listens_on_this_machine(environment: pytest.MonkeyPatch, hos
     assert Settings(host="127.0.0.1").listening_at(host, 0).host == address
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-def test_an_address_that_others_could_reach_is_refused(environment: pytest.MonkeyPatch, host: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"--host {host} is refused: the API has no tokens yet"):
-        Settings.load().listening_at(host, None)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5"])
+def test_an_address_that_others_could_reach_is_known_as_such(
+    environment: pytest.MonkeyPatch, host: str
+) -> None:
+    assert Settings.load().is_loopback
+    assert not Settings.load().listening_at(host, None).is_loopback
     environment.setenv("HARNESS_HOST", host)
-    with pytest.raises(SettingsError, match=r"HARNESS_HOST: the API has no tokens yet"):
+    assert not Settings.load().is_loopback
+
+
+@pytest.mark.parametrize("host", ["example.org", "127.0.0.1:80", "", "256.1.1.1"])
+def test_what_is_no_address_is_refused(environment: pytest.MonkeyPatch, host: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"--host {host} is refused: give localhost or an IP address"):
+        Settings.load().listening_at(host, None)
+    environment.setenv("HARNESS_HOST", host or "-")
+    with pytest.raises(SettingsError, match=r"HARNESS_HOST: give localhost or an IP address"):
+        Settings.load()
+
+
+@pytest.mark.parametrize("names", ["", "a.example.org", "a, B.example.org ,[::1],10.0.0.1"])
+def test_names_behind_a_proxy_are_taken(environment: pytest.MonkeyPatch, names: str) -> None:
+    environment.setenv("HARNESS_ALLOWED_HOSTS", names)
+
+    assert Settings.load().allowed_hosts == names
+
+
+@pytest.mark.parametrize("names", ["https://a.example.org", "a:8000", "a/b", "*", "a b", "[::1]:8000"])
+def test_what_is_no_host_name_is_refused(environment: pytest.MonkeyPatch, names: str) -> None:
+    environment.setenv("HARNESS_ALLOWED_HOSTS", names)
+
+    with pytest.raises(SettingsError, match="HARNESS_ALLOWED_HOSTS: give host names, without"):
         Settings.load()
 
 

@@ -23,12 +23,12 @@ from harness.cli.render import (
     say,
 )
 from harness.cli.schedule import fires_text
-from harness.cli.session import EXIT_FAILED, find_agent, open_store, run_async
+from harness.cli.session import EXIT_FAILED, find_agent, open_api, run_async
 from harness.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from harness.api import HarnessApi
     from harness.models import Agent, AgentDraft, Page
-    from harness.ports import Store
 
 #: The file of a folder that is run where nothing else is said.
 DEFAULT_ENTRYPOINT = "main.py"
@@ -104,9 +104,9 @@ def create(
     )
 
     async def work() -> tuple[Agent, str]:
-        async with open_store() as store:
-            agent = await store.create_agent(draft)
-            return agent, await _fires_text(store, agent)
+        async with open_api() as api:
+            agent = await api.create_agent(draft)
+            return agent, await _fires_text(api, agent)
 
     _show_changed(*run_async(work), "created", as_json=as_json)
 
@@ -122,8 +122,8 @@ def list_(*, limit: LimitOption = 100, offset: OffsetOption = 0, as_json: JsonOp
     """
 
     async def work() -> Page[Agent]:
-        async with open_store() as store:
-            return await store.list_agents(limit=limit, offset=offset)
+        async with open_api() as api:
+            return await api.list_agents(limit=limit, offset=offset)
 
     page = run_async(work)
     if as_json:
@@ -157,9 +157,9 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     """
 
     async def work() -> tuple[Agent, str]:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            return found, await _fires_text(store, found)
+        async with open_api() as api:
+            found = await find_agent(api, agent)
+            return found, await _fires_text(api, found)
 
     found, fires = run_async(work)
     if as_json:
@@ -200,7 +200,7 @@ def update(  # noqa: PLR0913 - one for each option
     \b
     Examples:
       harness agents update greeter --code greeter.py
-      harness agents update greeter --set limits.cpus=2 --set env.TOKEN=abc
+      harness agents update greeter --set limits.cpus=2 --set env.CITY=Oslo
       harness agents update 3 --config new.yaml --if-version 7
     """
     if all(given is None for given in (name, code, folder, entrypoint, config, settings)):
@@ -211,12 +211,12 @@ def update(  # noqa: PLR0913 - one for each option
     changes: dict[str, Any] = {} if name is None else {"name": name}
     if code is not None or folder is not None:
         changes |= _program(code, folder, entrypoint)
-    # Read before the store is opened: standard input may take its time.
+    # Read before anything is opened: standard input may take its time.
     base = None if config is None else inputs.read_config(config)
 
     async def work() -> tuple[Agent, str]:
-        async with open_store() as store:
-            before = await find_agent(store, agent)
+        async with open_api() as api:
+            before = await find_agent(api, agent)
             fields = before.model_dump(include={"name", "code", "files", "entrypoint", "config"}) | changes
             if entrypoint is not None and folder is None:
                 fields["entrypoint"] = entrypoint
@@ -224,8 +224,8 @@ def update(  # noqa: PLR0913 - one for each option
                 fields["entrypoint"] = before.entrypoint
             fields["config"] = inputs.apply_settings(before.config if base is None else base, settings or ())
             version = before.version if if_version is None else if_version
-            after = await store.update_agent(before.id, _draft(fields), expected_version=version)
-            return after, await _fires_text(store, after)
+            after = await api.update_agent(before.id, _draft(fields), expected_version=version)
+            return after, await _fires_text(api, after)
 
     _show_changed(*run_async(work), "updated", as_json=as_json)
 
@@ -248,8 +248,8 @@ def delete(
         raise InvalidInputError("deleting asks first, and there is no terminal to answer on; give --yes")
 
     async def look_up() -> Agent:
-        async with open_store() as store:
-            return await find_agent(store, agent)
+        async with open_api() as api:
+            return await find_agent(api, agent)
 
     found = run_async(look_up)
     question = f"Delete agent {found.id} ({text.neutralize(found.name)}) with its tasks, logs and artifacts?"
@@ -258,8 +258,8 @@ def delete(
         raise typer.Exit(EXIT_FAILED)
 
     async def work() -> None:
-        async with open_store() as store:
-            await store.delete_agent(found.id)
+        async with open_api() as api:
+            await api.delete_agent(found.id)
 
     run_async(work)
     if as_json:
@@ -303,8 +303,8 @@ def _draft(fields: Mapping[str, Any]) -> AgentDraft:
         raise InvalidInputError(describe_problems(error).removeprefix("value: ")) from error
 
 
-async def _fires_text(store: Store, agent: Agent) -> str:
-    return "" if agent.options.schedule is None else await fires_text(store, agent)
+async def _fires_text(api: HarnessApi, agent: Agent) -> str:
+    return "" if agent.options.schedule is None else await fires_text(api, agent)
 
 
 def _show_changed(agent: Agent, fires: str, verb: str, *, as_json: bool) -> None:

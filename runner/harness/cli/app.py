@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import agents, doctor, handoff, images, purge, run, runner, schedule, tasks
+from harness.cli import (
+    agents,
+    audit,
+    doctor,
+    handoff,
+    images,
+    purge,
+    run,
+    runner,
+    schedule,
+    secrets,
+    socketproxy,
+    tasks,
+    tokens,
+)
 from harness.cli.render import note
 from harness.cli.session import (
     EXIT_BROKEN_PIPE,
@@ -30,6 +44,9 @@ _CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
 COMMANDS_GROUP = "harness.commands"
 
 _HELP = f"""Run autonomous agents, each run in a throwaway Docker container.
+
+With HARNESS_URL set, agents, run, tasks, logs, handoff and schedule speak to that `harness serve`, with the token in
+HARNESS_TOKEN; without, they work on this machine's store.
 
 AGENT is an agent's id or its name. With --json a command prints one JSON document to standard output, or after an
 error {{"error": {{"code": …, "message": …}}}} as the last line of standard error.
@@ -83,8 +100,12 @@ def build_app() -> typer.Typer:
     app.add_typer(handoff.app, name="handoff")
     app.add_typer(images.app, name="images")
     app.add_typer(schedule.app, name="schedule")
+    app.add_typer(secrets.app, name="secrets")
     app.command("purge")(purge.purge)
+    app.add_typer(tokens.app, name="tokens")
+    app.command("audit")(audit.audit)
     app.command("runner")(runner.runner)
+    app.command("socket-proxy")(socketproxy.socket_proxy)
     app.command("doctor")(doctor.doctor)
     _add_installed_commands(app)
     return app

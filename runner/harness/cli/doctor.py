@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,8 @@ import typer
 
 from harness.cli.options import JsonOption
 from harness.cli.render import print_json, print_styled
-from harness.cli.session import EXIT_FAILED, run_async
+from harness.cli.session import EXIT_FAILED, note_that_it_is_local, run_async
+from harness.errors import SettingsError
 
 if TYPE_CHECKING:
     from harness.cli.checks import CheckResult
@@ -23,7 +25,7 @@ def doctor(
     no_run: Annotated[bool, typer.Option("--no-run", help="Start no container.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything that runs need, and say what to do.
+    """Check everything that runs on this machine need, and say what to do.
 
     Settings, data directory, store, engine, its limits and lock-downs, the image, a run, containers left behind.
     One line per check, with the time it took. The exit code is 1 when there is a problem.
@@ -33,6 +35,8 @@ def doctor(
       harness doctor
       harness doctor --json | jq '.checks[] | select(.status == "problem")'
     """
+    with suppress(SettingsError):  # it is one of the checks
+        note_that_it_is_local()
 
     async def work() -> list[CheckResult]:
         from harness.cli.checks import Doctor

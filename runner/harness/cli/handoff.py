@@ -18,15 +18,12 @@ from harness.cli.render import (
     print_table,
     say,
 )
-from harness.cli.session import check_text, find_agent, open_store, run_async
-from harness.errors import ArtifactNotFoundError
+from harness.cli.session import check_text, find_agent, open_api, run_async
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.handoff import HandoffManager
     from harness.models import Agent, HandoffArtifact
-    from harness.ports import Store
 
 app = group("Look at and change the state that an agent hands from run to run.")
 
@@ -47,14 +44,8 @@ def show(
     """
 
     async def work() -> HandoffArtifact:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            artifact = await store.newest_artifact(found.id)
-            if artifact is None:
-                raise ArtifactNotFoundError(
-                    f"agent {found.id} ({found.name}) has no handoff artifact; its next run is a first run"
-                )
-            return artifact
+        async with open_api() as api:
+            return await api.get_handoff((await find_agent(api, agent)).id)
 
     artifact = run_async(work)
     if state:
@@ -95,9 +86,8 @@ def set_(
     new = inputs.read_json_object(state, what="state")
 
     async def work() -> HandoffArtifact:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            return await _manager(store, found).save_artifact(found.id, new, summary)
+        async with open_api() as api:
+            return await api.put_handoff((await find_agent(api, agent)).id, new, summary)
 
     _show_saved(run_async(work), as_json=as_json)
 
@@ -112,9 +102,9 @@ def clear(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     """
 
     async def work() -> Agent:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            await store.clear_artifact(found.id)
+        async with open_api() as api:
+            found = await find_agent(api, agent)
+            await api.clear_handoff(found.id)
             return found
 
     found = run_async(work)
@@ -143,9 +133,9 @@ def history(
     """
 
     async def work() -> Sequence[HandoffArtifact]:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            return await _manager(store, found).history(found.id, limit=limit, before_version=before)
+        async with open_api() as api:
+            found = await find_agent(api, agent)
+            return await api.handoff_history(found.id, limit=limit, before_version=before)
 
     artifacts = run_async(work)
     if as_json:
@@ -184,19 +174,10 @@ def rollback(
     """
 
     async def work() -> HandoffArtifact:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            return await _manager(store, found).rollback(found.id, version)
+        async with open_api() as api:
+            return await api.rollback_handoff((await find_agent(api, agent)).id, version)
 
     _show_saved(run_async(work), as_json=as_json)
-
-
-def _manager(store: Store, agent: Agent) -> HandoffManager:
-    from harness.handoff import HandoffManager
-    from harness.settings import get_settings
-
-    limit = agent.options.limits.max_state_bytes or get_settings().max_state_bytes
-    return HandoffManager(store=store, max_state_bytes=limit)
 
 
 def _show_saved(artifact: HandoffArtifact, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from harness.cli import text
 from harness.cli.options import JsonOption, group
 from harness.cli.render import note, print_json, print_table, say
-from harness.cli.session import run_async
+from harness.cli.session import note_that_it_is_local, run_async
 
 if TYPE_CHECKING:
     from harness.sandbox.images import ImageInfo, SandboxImages
@@ -82,6 +82,7 @@ async def _images() -> AsyncIterator[SandboxImages]:
     from harness.settings import get_settings
     from harness.wiring import make_sandbox
 
+    note_that_it_is_local()
     sandbox = make_sandbox(get_settings(), SystemClock())
     try:
         await ping(sandbox.engine)

@@ -112,8 +112,8 @@ def _one_line(error: Exception) -> str:
 def apply_settings(config: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Return a config with ``KEY=VALUE`` assignments applied.
 
-    Keys are dotted paths (``limits.cpus``). A value is JSON where it parses as JSON, else a string; under ``env`` it is
-    always a string. ``null`` removes the key.
+    Keys are dotted paths (``limits.cpus``). A value is JSON where it parses as JSON, else a string; under ``env`` and
+    ``secrets`` it is always a string. ``null`` removes the key.
 
     Raises:
         InvalidInputError: An assignment has no such form, or its path leads through something that is no mapping.
@@ -121,12 +121,12 @@ def apply_settings(config: Mapping[str, Any], assignments: Iterable[str]) -> dic
     changed = dict(config)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        keys = path.split(".", 1) if path.startswith("env.") else path.split(".")
+        keys = path.split(".", 1) if path.startswith(("env.", "secrets.")) else path.split(".")
         if not equals or not all(keys):
             raise InvalidInputError(
                 f"--set {assignment!r} is not of the form KEY=VALUE, as in limits.cpus=0.5"
             )
-        value = text if keys[0] == "env" and len(keys) == 2 else _json_or_text(text)
+        value = text if keys[0] in ("env", "secrets") and len(keys) == 2 else _json_or_text(text)
         _assign(changed, keys, value, path)
     return changed
 

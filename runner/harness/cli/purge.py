@@ -41,7 +41,8 @@ def purge(
     How much is kept is said by HARNESS_RETENTION_TASK_DAYS, HARNESS_RETENTION_MAX_TASKS, and so on, and for one agent
     by the same words under retention in its config. A `harness serve` deletes the rest every hour, by itself.
 
-    What has not ended, what ended in the last hour, and an agent's newest artifact always stay.
+    What has not ended, what ended in the last hour, and an agent's newest artifact always stay. This works on the store
+    itself, whatever HARNESS_URL says.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``harness run``: one run of an agent, now, in this process."""
+"""``harness run``: one run of an agent, now, in this process or on a server."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from harness.cli import inputs, text
 from harness.cli.options import AgentArgument, JsonOption
 from harness.cli.output import LiveOutput
 from harness.cli.render import note, print_model, say
-from harness.cli.session import EXIT_FAILED, StoppedBySignalError, find_agent, open_store, run_async
+from harness.cli.session import EXIT_FAILED, StoppedBySignalError, find_agent, open_api, run_async
 
 if TYPE_CHECKING:
+    from harness.cli.runthere import RunThere
     from harness.models import ExecutionResult, Task
     from harness.ports import Store
 
@@ -49,6 +50,8 @@ def run(
     With --detach the run becomes a pending task, which is printed, and the command ends. It is retried like a scheduled
     one when it fails.
 
+    With HARNESS_URL set, that server runs the agent, and retries it; this command follows the task's log to its end.
+
     The exit code is 0 when the run completed and 1 when it failed; see `harness --help` for the others.
 
     \b
@@ -63,7 +66,7 @@ def run(
         _detach(agent, given, as_json=as_json)
         return
     output = LiveOutput(sys.stdout, sys.stderr) if follow and not as_json else None
-    this = _Run()
+    this = _run_here_or_there()
     try:
         result = run_async(lambda: this.execute(agent, given, output))
     except StoppedBySignalError as error:
@@ -83,11 +86,9 @@ def run(
 
 def _detach(reference: str, context: dict[str, Any] | None, *, as_json: bool) -> None:
     async def work() -> Task:
-        from harness.scheduler import TaskScheduler
-
-        async with open_store() as store:
-            agent = await find_agent(store, reference)
-            return await TaskScheduler(store=store).trigger_now(agent.id, context)
+        async with open_api() as api:
+            agent = await find_agent(api, reference)
+            return await api.run(agent.id, context, save_handoff=True)
 
     task = run_async(work)
     if as_json:
@@ -96,8 +97,18 @@ def _detach(reference: str, context: dict[str, Any] | None, *, as_json: bool) ->
         say(f"task {task.id} is {task.status}; follow it with: harness logs {task.id} --follow")
 
 
-class _Run:
-    """One run, and the task it has become as soon as there is one."""
+def _run_here_or_there() -> RunHere | RunThere:
+    from harness.settings import get_settings
+
+    if get_settings().url is None:
+        return RunHere()
+    from harness.cli.runthere import RunThere
+
+    return RunThere()
+
+
+class RunHere:
+    """One run in this process, and the task it has become as soon as there is one."""
 
     def __init__(self) -> None:
         self.task: Task | None = None
@@ -105,6 +116,7 @@ class _Run:
     async def execute(
         self, reference: str, context: dict[str, Any] | None, output: LiveOutput | None
     ) -> ExecutionResult:
+        """Run an agent once; return how that ended."""
         from harness.executor import AgentExecutor
         from harness.sandbox.inspection import ping
         from harness.wiring import open_runtime

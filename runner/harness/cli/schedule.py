@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -11,13 +11,13 @@ import typer
 from harness.cli import text
 from harness.cli.options import AgentArgument, JsonOption, group
 from harness.cli.render import note, print_fields, print_json, print_model, say
-from harness.cli.session import find_agent, open_store, run_async
+from harness.cli.session import find_agent, open_api, run_async
 from harness.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from harness.models import Agent, ScheduleState
-    from harness.ports import Store
-    from harness.scheduler import TaskScheduler
+    from harness.api import HarnessApi
+    from harness.api.values import ScheduleView
+    from harness.models import Agent
 
 T = TypeVar("T")
 
@@ -26,7 +26,16 @@ FEW_FIRES = 3
 
 app = group("See, pause and resume agents' schedules, and make up for missed fires.")
 
-Work = Callable[["TaskScheduler", "Agent"], Awaitable[T]]
+#: For people, with what would change it.
+_STATUS = {
+    "none": "no schedule",
+    "removed": "removed (harness schedule add)",
+    "disabled": "off (enabled is false in its config)",
+    "paused": "paused (harness schedule resume)",
+    "in_force": "in force",
+}
+
+Work = Callable[["HarnessApi", "Agent"], Awaitable[T]]
 
 
 @app.command("show")
@@ -37,23 +46,16 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     Example:
       harness schedule show nightly
     """
-
-    async def work() -> tuple[Agent, ScheduleState | None, list[datetime]]:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            state = (await store.get_schedule(found.id)).state
-            return found, state, await _scheduler(store).next_fires(found.id, FEW_FIRES)
-
-    found, state, fires = run_async(work)
-    status = _status(found, state)
+    found, view = _run(agent, lambda api, found: api.get_schedule(found.id, fires=FEW_FIRES))
+    state, status = view.state, _STATUS[view.status]
     if as_json:
         print_json(
             {
                 "agent_id": found.id,
                 "agent_name": found.name,
-                "schedule": found.config.get("schedule"),
+                "schedule": view.schedule,
                 "status": status,
-                "next_fires": _rendered(fires),
+                "next_fires": _rendered(view.next_fires),
                 "state": None if state is None else state.model_dump(mode="json"),
             }
         )
@@ -64,7 +66,7 @@ def show(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
             "schedule": text.schedule_text(found.config),
             "status": status,
             "last fire": text.instant_text(state.last_fire_at) if state else "",
-            "next fires": ", ".join(map(text.instant_text, fires)),
+            "next fires": ", ".join(map(text.instant_text, view.next_fires)),
         }
     )
 
@@ -82,7 +84,7 @@ def next_(
     Example:
       harness schedule next nightly -n 10
     """
-    fires = _run(agent, lambda scheduler, found: scheduler.next_fires(found.id, number))[1]
+    fires = _run(agent, lambda api, found: api.get_schedule(found.id, fires=number))[1].next_fires
     if as_json:
         print_json({"next_fires": _rendered(fires)})
         return
@@ -100,8 +102,8 @@ def pause(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     Example:
       harness schedule pause nightly
     """
-    found, state = _run(agent, lambda scheduler, found: scheduler.pause(found.id))
-    _show_state(found, state, "paused", as_json=as_json)
+    found, view = _run(agent, lambda api, found: api.pause_schedule(found.id))
+    _show_state(found, view, "paused", as_json=as_json)
 
 
 @app.command("resume")
@@ -112,8 +114,8 @@ def resume(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     Example:
       harness schedule resume nightly
     """
-    found, state = _run(agent, lambda scheduler, found: scheduler.resume(found.id))
-    _show_state(found, state, "resumed", as_json=as_json)
+    found, view = _run(agent, lambda api, found: api.resume_schedule(found.id))
+    _show_state(found, view, "resumed", as_json=as_json)
 
 
 @app.command("add")
@@ -124,8 +126,8 @@ def add(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     Example:
       harness schedule add nightly
     """
-    found, state = _run(agent, lambda scheduler, found: scheduler.add_agent_schedule(found.id))
-    _show_state(found, state, "in force", as_json=as_json)
+    found, view = _run(agent, lambda api, found: api.resume_schedule(found.id))
+    _show_state(found, view, "in force", as_json=as_json)
 
 
 @app.command("remove")
@@ -136,7 +138,7 @@ def remove(agent: AgentArgument, *, as_json: JsonOption = False) -> None:
     Example:
       harness schedule remove nightly
     """
-    found = _run(agent, lambda scheduler, found: scheduler.remove_agent_schedule(found.id))[0]
+    found = _run(agent, lambda api, found: api.remove_schedule(found.id))[0]
     if as_json:
         print_json({"agent_id": found.id, "removed": True})
     else:
@@ -167,26 +169,16 @@ def backfill(
     """
     first, last = _instant(begin, "--from"), None if end is None else _instant(end, "--to")
 
-    async def work() -> list[int]:
-        async with open_store() as store:
-            found = await find_agent(store, agent)
-            until = await store.now() if last is None else last
-            if until < first:
-                raise InvalidInputError(f"--to {until.isoformat()} is before --from {first.isoformat()}")
-            return [task.id for task in await _scheduler(store).backfill(found.id, first, until)]
-
-    ids = run_async(work)
+    ids = list(_run(agent, lambda api, found: api.backfill(found.id, first, last))[1])
     if as_json:
         print_json({"task_ids": ids})
     else:
         say(f"{len(ids)} tasks made" + (f": {ids[0]} to {ids[-1]}" if len(ids) > 1 else ""))
 
 
-async def fires_text(store: Store, agent: Agent) -> str:
-    """Take an agent's schedule up, and return its next fires as a line for people."""
-    scheduler = _scheduler(store)
-    await scheduler.sync_agent_schedule(agent.id)
-    fires = await scheduler.next_fires(agent.id, FEW_FIRES)
+async def fires_text(api: HarnessApi, agent: Agent) -> str:
+    """Return an agent's next fires as a line for people."""
+    fires = (await api.get_schedule(agent.id, fires=FEW_FIRES)).next_fires
     if not fires:
         return "its schedule is off; harness schedule show says why"
     return f"next fires: {', '.join(map(text.instant_text, fires))}"
@@ -194,34 +186,16 @@ async def fires_text(store: Store, agent: Agent) -> str:
 
 def _run(reference: str, work: Work[T]) -> tuple[Agent, T]:
     async def main() -> tuple[Agent, T]:
-        async with open_store() as store:
-            found = await find_agent(store, reference)
-            return found, await work(_scheduler(store), found)
+        async with open_api() as api:
+            found = await find_agent(api, reference)
+            return found, await work(api, found)
 
     return run_async(main)
 
 
-def _scheduler(store: Store) -> TaskScheduler:
-    """Return a scheduler that is not started: it changes the store, and those that run see it."""
-    from harness.scheduler import TaskScheduler
-
-    return TaskScheduler(store=store)
-
-
-def _status(agent: Agent, state: ScheduleState | None) -> str:
-    schedule = agent.options.schedule
-    if schedule is None:
-        return "no schedule"
-    if state is not None and state.removed:
-        return "removed (harness schedule add)"
-    if not schedule.enabled:
-        return "off (enabled is false in its config)"
-    if state is not None and state.paused:
-        return "paused (harness schedule resume)"
-    return "in force"
-
-
-def _show_state(agent: Agent, state: ScheduleState, word: str, *, as_json: bool) -> None:
+def _show_state(agent: Agent, view: ScheduleView, word: str, *, as_json: bool) -> None:
+    state = view.state
+    assert state is not None  # the change has just made it
     if as_json:
         print_model(state)
         return
@@ -229,7 +203,7 @@ def _show_state(agent: Agent, state: ScheduleState, word: str, *, as_json: bool)
     say(f"the schedule of agent {agent.id} ({agent.name}) is {word}{following}")
 
 
-def _rendered(fires: list[datetime]) -> list[str]:
+def _rendered(fires: Sequence[datetime]) -> list[str]:
     from harness.models import render_instant
 
     return list(map(render_instant, fires))

@@ -104,6 +104,7 @@ def run_service(work: Callable[[StopRequest], Coroutine[None, None, None]], log_
     """
     with service_log(log_format):
         try:
+            _warn_of_url()
             code = asyncio.run(_run(work))
         except HarnessError as error:
             # Into the log, like everything else that whoever looks after it will read.
@@ -111,6 +112,14 @@ def run_service(work: Callable[[StopRequest], Coroutine[None, None, None]], log_
             code = exit_code(error)
     if code:
         raise typer.Exit(code)
+
+
+def _warn_of_url() -> None:
+    from harness.settings import get_settings
+
+    if get_settings().url is not None:
+        text = "HARNESS_URL is set, but this process works on the store and the engine that its other settings name"
+        logger.warning(text, extra={"action": "url_ignored"})
 
 
 async def _run(work: Callable[[StopRequest], Coroutine[None, None, None]]) -> int:

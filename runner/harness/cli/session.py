@@ -14,18 +14,26 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from harness.cli.render import NoteHandler, note, print_json
 from harness.errors import (
     AgentNotFoundError,
+    AuthenticationError,
+    BodyTooLargeError,
     ConflictError,
     HarnessError,
     InvalidInputError,
     NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
     SandboxError,
+    ServerUnavailableError,
     SettingsError,
     StoreError,
 )
 
 if TYPE_CHECKING:
+    from harness.api import HarnessApi
+    from harness.client import HarnessClient
     from harness.models import Agent
     from harness.ports import Store
+    from harness.settings import Settings
 
 T = TypeVar("T")
 
@@ -40,19 +48,24 @@ EXIT_CODES_HELP = """\b
 Exit codes:
   0    done; for run: the run completed; for serve and runner: stopped
   1    the run failed, doctor found a problem, or something else went wrong
-  2    usage error, or invalid input or settings
+  2    usage error, or invalid input or settings, or a token that won't do
   3    no such agent, task or artifact; or a conflict with what is stored
-  4    the store or the Docker Engine is not available, or an image is missing
+  4    server, store or Docker Engine not available, or an image is missing
   130  interrupted (Ctrl+C), 143 terminated, 129 hung up; services: twice
   141  nobody reads the output"""
 
 _EXIT_BY_ERROR: tuple[tuple[type[HarnessError], int], ...] = (
     (InvalidInputError, EXIT_INVALID),
     (SettingsError, EXIT_INVALID),
+    (BodyTooLargeError, EXIT_INVALID),
+    (AuthenticationError, EXIT_INVALID),
+    (PermissionDeniedError, EXIT_INVALID),
     (NotFoundError, EXIT_NOT_FOUND),
     (ConflictError, EXIT_NOT_FOUND),
     (StoreError, EXIT_UNAVAILABLE),
     (SandboxError, EXIT_UNAVAILABLE),
+    (ServerUnavailableError, EXIT_UNAVAILABLE),
+    (RateLimitedError, EXIT_UNAVAILABLE),
 )
 
 
@@ -136,8 +149,36 @@ async def _with_signals(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 @asynccontextmanager
+async def open_api() -> AsyncIterator[HarnessApi]:
+    """Open the service: at the server that HARNESS_URL names, or on the store that the settings name.
+
+    Neither needs a Docker Engine here, and so commands work without one.
+
+    Raises:
+        SettingsError: HARNESS_URL is no URL of a server.
+        StoreUnavailableError: The store does not answer.
+    """
+    from harness.settings import get_settings
+
+    settings = get_settings()
+    if settings.url is not None:
+        async with _client(settings) as client:
+            yield client
+        return
+    from harness.api import LocalApi
+    from harness.cli.audited import AuditedApi
+    from harness.clock import SystemClock
+
+    clock = SystemClock()
+    async with open_store() as store:
+        local = LocalApi(store, clock=clock, settings=settings)
+        audited: Any = AuditedApi(local, store, max_entries=settings.audit_max_entries)
+        yield audited
+
+
+@asynccontextmanager
 async def open_store() -> AsyncIterator[Store]:
-    """Open the store that the settings name; for commands that need no engine, and work without one."""
+    """Open the store that the settings name, for what is done to a store itself, whatever HARNESS_URL says."""
     from harness.clock import SystemClock
     from harness.settings import get_settings
     from harness.wiring import make_store
@@ -150,7 +191,27 @@ async def open_store() -> AsyncIterator[Store]:
         await store.close()
 
 
-async def find_agent(store: Store, reference: str) -> Agent:
+def _client(settings: Settings) -> HarnessClient:
+    from harness.client import HarnessClient
+
+    token = None if settings.token is None else settings.token.get_secret_value()
+    try:
+        return HarnessClient(settings.url or "", token=token)
+    except InvalidInputError as error:
+        raise SettingsError(f"HARNESS_URL is not valid: {error.message}") from None
+
+
+def note_that_it_is_local() -> None:
+    """Say that a command looks at this machine, where HARNESS_URL could make people think otherwise."""
+    from harness.settings import get_settings
+
+    if get_settings().url is not None:
+        note(
+            "HARNESS_URL is set, but this command is about this machine: its settings, its store, its engine"
+        )
+
+
+async def find_agent(api: HarnessApi | Store, reference: str) -> Agent:
     """Return the agent with an id or a name.
 
     Raises:
@@ -160,9 +221,9 @@ async def find_agent(store: Store, reference: str) -> Agent:
         # Beyond 64 bits no store has an id, and SQLite's driver can't even ask.
         if len(reference) > 18:
             raise AgentNotFoundError(f"no agent has the id {reference[:18]}…")
-        return await store.get_agent(int(reference))
+        return await api.get_agent(int(reference))
     check_text(reference, what="AGENT")
-    return await store.find_agent(reference)
+    return await api.find_agent(reference)
 
 
 def check_text(value: str, *, what: str) -> None:

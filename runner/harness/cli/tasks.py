@@ -24,20 +24,15 @@ from harness.cli.render import (
     print_table,
     say,
 )
-from harness.cli.session import find_agent, open_store, run_async
+from harness.cli.session import find_agent, open_api, run_async
 from harness.errors import AgentNotFoundError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
 
-    from harness.models import Attempt, LogChunk, Page, Task, TaskStatus
-    from harness.ports import Store
-    from harness.scheduler import TaskScheduler
-
-#: Pause between two looks at a running task's logs, in seconds.
-POLL_SECONDS = 0.3
-#: Chunks read at once; a chunk is at most 64 KiB.
-PAGE_CHUNKS = 64
+    from harness.api import HarnessApi
+    from harness.api.values import LogEvent
+    from harness.models import Attempt, Page, Task, TaskStatus
 
 app = group("See, cancel and retry tasks: the records of runs.")
 
@@ -76,10 +71,10 @@ def list_(
     wanted = None if status is None else _status(status)
 
     async def work() -> tuple[Page[Task], dict[int, str]]:
-        async with open_store() as store:
-            agent_id = None if agent is None else (await find_agent(store, agent)).id
-            page = await store.list_tasks(agent_id=agent_id, status=wanted, limit=limit, offset=offset)
-            return page, {} if as_json else await _agent_names(store, page.items)
+        async with open_api() as api:
+            agent_id = None if agent is None else (await find_agent(api, agent)).id
+            page = await api.list_tasks(agent_id=agent_id, status=wanted, limit=limit, offset=offset)
+            return page, {} if as_json else await _agent_names(api, page.items)
 
     page, names = run_async(work)
     if as_json:
@@ -112,9 +107,9 @@ def show(task: TaskArgument, *, as_json: JsonOption = False) -> None:
     """
 
     async def work() -> tuple[Task, dict[int, str]]:
-        async with open_store() as store:
-            found = await store.get_task(task)
-            return found, await _agent_names(store, [found])
+        async with open_api() as api:
+            found = await api.get_task(task)
+            return found, await _agent_names(api, [found])
 
     found, names = run_async(work)
     if as_json:
@@ -159,8 +154,8 @@ def cancel(task: TaskArgument, *, as_json: JsonOption = False) -> None:
     """
 
     async def work() -> Task:
-        async with open_store() as store:
-            return await _scheduler(store).cancel_task(task)
+        async with open_api() as api:
+            return await api.cancel_task(task)
 
     found = run_async(work)
     if as_json:
@@ -188,21 +183,14 @@ def retry(
     """
 
     async def work() -> Task:
-        async with open_store() as store:
-            return await _scheduler(store).retry_failed_task(task, force=force)
+        async with open_api() as api:
+            return await api.retry_task(task, force=force)
 
     found = run_async(work)
     if as_json:
         print_model(found)
     else:
         say(f"task {found.id} is {found.status}, due {text.instant_text(found.due_at)}")
-
-
-def _scheduler(store: Store) -> TaskScheduler:
-    """Return a scheduler that is not started: it changes the store, and those that run see it."""
-    from harness.scheduler import TaskScheduler
-
-    return TaskScheduler(store=store)
 
 
 def logs(
@@ -236,14 +224,16 @@ def logs(
 
     async def work() -> None:
         is_empty = True
-        async with open_store() as store:
-            async for chunk in _chunks(store, task, follow=follow):
-                is_empty = False
-                if output.reader_is_gone:
-                    return
-                if chunk.stream in wanted:
-                    output(chunk.stream, chunk.data)
-            if is_empty and any(a.usage.output_bytes for a in (await store.get_task(task)).attempts):
+        async with open_api() as api:
+            async with contextlib.aclosing(api.log_events(task, follow=follow)) as events:
+                async for event in events:
+                    if output.reader_is_gone:
+                        return
+                    if event.kind in ("stdout", "stderr"):
+                        is_empty = False
+                        if event.kind in wanted:
+                            output(event.kind, event.text.encode())
+            if is_empty and any(a.usage.output_bytes for a in (await api.get_task(task)).attempts):
                 note(f"the output of task {task} was deleted; how long it is kept: harness purge --help")
 
     try:
@@ -255,38 +245,23 @@ def logs(
 
 
 def _print_logs_json(task: int, wanted: set[str], *, follow: bool) -> None:
-    async def work() -> list[LogChunk]:
-        async with open_store() as store:
-            return [chunk async for chunk in _chunks(store, task, follow=follow) if chunk.stream in wanted]
+    async def work() -> list[LogEvent]:
+        async with open_api() as api:
+            return [event async for event in api.log_events(task, follow=follow) if event.kind in wanted]
 
-    from harness.models import log_attempt, render_instant
+    from harness.models import render_instant
 
     chunks: list[dict[str, Any]] = [
         {
-            "seq": chunk.seq,
-            "attempt": log_attempt(chunk.seq),
-            "stream": chunk.stream,
-            "data": chunk.data.decode(errors="replace"),
-            "at": render_instant(chunk.at),
+            "seq": event.seq,
+            "attempt": event.attempt,
+            "stream": event.kind,
+            "data": event.text,
+            "at": None if event.at is None else render_instant(event.at),
         }
-        for chunk in run_async(work)
+        for event in run_async(work)
     ]
     print_json({"task_id": task, "chunks": chunks})
-
-
-async def _chunks(store: Store, task_id: int, *, follow: bool) -> AsyncIterator[LogChunk]:
-    """Yield a task's log chunks; with `follow`, until it has ended."""
-    seq = -1
-    while True:
-        # Looked up before the chunks are read: what a task that has ended wrote is all there.
-        has_ended = (await store.get_task(task_id)).status.is_final
-        while chunks := await store.read_logs(task_id, after_seq=seq, limit=PAGE_CHUNKS):
-            for chunk in chunks:
-                yield chunk
-            seq = chunks[-1].seq
-        if has_ended or not follow:
-            return
-        await asyncio.sleep(POLL_SECONDS)
 
 
 def _status(word: str) -> TaskStatus:
@@ -298,12 +273,14 @@ def _status(word: str) -> TaskStatus:
         raise InvalidInputError(f"--status {word!r} is none of: {', '.join(TaskStatus)}") from None
 
 
-async def _agent_names(store: Store, tasks: Iterable[Task]) -> dict[int, str]:
-    names = {}
-    for agent_id in {task.agent_id for task in tasks}:
+async def _agent_names(api: HarnessApi, tasks: Iterable[Task]) -> dict[int, str]:
+    async def name(agent_id: int) -> tuple[int, str] | None:
         with contextlib.suppress(AgentNotFoundError):  # deleted meanwhile
-            names[agent_id] = (await store.get_agent(agent_id)).name
-    return names
+            return agent_id, (await api.get_agent(agent_id)).name
+        return None
+
+    found = await asyncio.gather(*map(name, {task.agent_id for task in tasks}))
+    return dict(filter(None, found))
 
 
 def _duration(task: Task) -> str:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="demo",
         description="An agent audits the standard library of its sandbox's Python in about ten runs, each in a "
-        "container of its own. Everything is thrown away at the end.",
+        "container of its own. Everything is thrown away at the end. It works on this machine, whatever HARNESS_URL says.",
     )
     parser.add_argument(
         "--keep",
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _settings(data_dir: Path) -> Settings:
     """Return the environment's settings, but for where data goes: the demo touches no store of the user's."""
-    return get_settings().model_copy(update={"data_dir": data_dir.absolute(), "mongodb_uri": None})
+    changes = {"data_dir": data_dir.absolute(), "mongodb_uri": None, "url": None}
+    return get_settings().model_copy(update=changes)
 
 
 def _next_steps(keep: Path | None) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from docker.types import LogConfig, Ulimit
+from docker.types import ContainerConfig, HostConfig, LogConfig, Ulimit
 
-from harness.ports import SandboxLabels, SandboxLimits
+from harness.ports import SandboxLabels, SandboxLimits, SandboxSpec
 
 LABEL_STORE = "io.agent-harness.store"
 LABEL_TASK = "io.agent-harness.task"
@@ -28,6 +28,31 @@ def container_name(labels: SandboxLabels) -> str:
 def container_labels(labels: SandboxLabels) -> dict[str, str]:
     """Return the labels by which a container is found again."""
     return {LABEL_STORE: labels.store_id, LABEL_TASK: str(labels.task_id), LABEL_FENCE: str(labels.fence)}
+
+
+def container_arguments(image: str, spec: SandboxSpec) -> dict[str, Any]:
+    """Return keyword arguments for the SDK's ``create_container``, all but the name and the host config."""
+    return {
+        "image": image,
+        "command": None,
+        "entrypoint": list(spec.command) if spec.command else None,
+        "user": SANDBOX_USER,
+        "hostname": "sandbox",
+        "environment": dict(spec.environment),
+        "stdin_open": True,
+        "labels": container_labels(spec.labels),
+        # Beside network_mode "none", which isolates as well: with this the engine leaves out its network hook
+        # altogether, a process of its own that is half of a container's start (180 ms against 75).
+        "network_disabled": spec.network == "none",
+    }
+
+
+def creation_body(image: str, spec: SandboxSpec, api_version: str) -> dict[str, Any]:
+    """Return what the engine is sent to create a container; `harness.sandbox.proxy` lets nothing else through."""
+    host = HostConfig(version=api_version, **host_config(spec.limits, spec.network))
+    body = ContainerConfig(api_version, host_config=host, **container_arguments(image, spec))
+    # As the SDK's own client does before it sends one.
+    return {key: value for key, value in body.items() if value is not None}
 
 
 def host_config(limits: SandboxLimits, network: Literal["none", "open"]) -> dict[str, Any]:

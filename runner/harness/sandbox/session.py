@@ -11,16 +11,19 @@ import contextlib
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from docker import APIClient
 
+from harness.config import MIB
 from harness.errors import EngineUnavailableError, HarnessError
 from harness.models import Reason
-from harness.ports import BeforeStop, Clock, OutputSink, SandboxJob, SandboxResult, SandboxSpec
+from harness.ports import BeforeStop, Clock, OutputSink, SandboxJob, SandboxResult, SandboxSpec, SandboxUsage
 from harness.sandbox.engine import Engine, EngineRefusedError, demultiplex
 from harness.sandbox.frames import BadFrameError, ResultScanner, encode_frame
+from harness.sandbox.stats import cpu_nanoseconds, is_running, usage_from_stats
 from harness.sandbox.verdict import Ending, judge
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ class DockerSession:
         self._before_stop: BeforeStop | None = None
         self._stopped: tuple[Reason, str] | None = None
         self._stop_sent = asyncio.Event()
+        #: The last answer, which the next one's CPU is measured from.
+        self._last_stats: Mapping[str, Any] | None = None
         self._nonce = secrets.token_hex(16)
 
     async def run(self, job: SandboxJob, *, sink: OutputSink, before_stop: BeforeStop) -> SandboxResult:
@@ -103,6 +108,25 @@ class DockerSession:
                 self._writer.write(encode_frame(b"S"))
         else:
             await self._signal("SIGTERM")
+
+    async def usage(self) -> SandboxUsage | None:
+        """Measure the container; see the port."""
+        try:
+            stats = await self._engine.stats(self.container_id)
+        except (EngineUnavailableError, EngineRefusedError) as error:
+            logger.debug("no stats of container %s: %s", self.container_id, error)
+            return None
+        if not is_running(stats):
+            return None
+        before, self._last_stats = self._last_stats, stats
+        now = usage_from_stats(stats, before)
+        used_ns = cpu_nanoseconds(stats)
+        return SandboxUsage(
+            memory_bytes=None if now.memory_mb is None else round(now.memory_mb * MIB),
+            cpu_percent=now.cpu_percent,
+            cpu_seconds=None if used_ns is None else used_ns / 1e9,
+            processes=now.num_processes,
+        )
 
     async def _read(self, sink: OutputSink) -> Ending:
         """Read all output; return what is known of the end."""

@@ -78,6 +78,11 @@ def is_running(stats: Mapping[str, Any]) -> bool:
     return _instant(stats.get("read")) is not None
 
 
+def cpu_nanoseconds(stats: Mapping[str, Any]) -> int | None:
+    """Return the CPU time that a container used since its start."""
+    return _number(_section(_section(stats, "cpu_stats"), "cpu_usage"), "total_usage")
+
+
 async def sample_usage(
     fetch: Callable[[], Awaitable[Mapping[str, Any]]],
     *,

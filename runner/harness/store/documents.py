@@ -38,6 +38,7 @@ from harness.models import (
     ScheduleState,
     Task,
     TaskStatus,
+    UsageSample,
     log_attempt,
     render_instant,
 )
@@ -272,13 +273,15 @@ def new_task_from(document: Mapping[str, Any]) -> NewTask:
 
 
 def fire_key(new: NewTask) -> str | None:
-    """Return what is unique to a fire; None for a task that no schedule asked for."""
-    return None if new.fire_at is None else f"{new.agent_id}:{render_instant(whole_millis(new.fire_at))}"
+    """Return what is unique to a fire, or to a request that has a key; None for any other task."""
+    if new.fire_at is not None:
+        return f"{new.agent_id}:{render_instant(whole_millis(new.fire_at))}"
+    return None if new.request_key is None else f"{new.agent_id}:key:{new.request_key}"
 
 
 def duplicate_fire(task_id: int, key: str) -> DuplicateFireError:
-    """Return the error for a fire that has a task."""
-    return DuplicateFireError(f"task {task_id} exists already for the fire {key}")
+    """Return the error for a fire, or a request's key, that has a task."""
+    return DuplicateFireError(f"task {task_id} exists already for {key}", task_id=task_id)
 
 
 def slot_taken(agent_id: int, task_id: int) -> AgentBusyError:
@@ -359,6 +362,20 @@ def check_chunks(fence: int, chunks: Sequence[LogChunk]) -> None:
         if len(chunk.data) > MAX_CHUNK_BYTES:
             raise InvalidInputError(
                 f"log chunk {chunk.seq} is {len(chunk.data):,} bytes, more than the limit of {MAX_CHUNK_BYTES:,}"
+            )
+
+
+def check_samples(fence: int, samples: Sequence[UsageSample]) -> None:
+    """Refuse samples that would not belong to the attempt that writes them.
+
+    Raises:
+        InvalidInputError: Naming the first sample at fault.
+    """
+    for sample in samples:
+        if log_attempt(sample.seq) != fence:
+            raise InvalidInputError(
+                f"sample {sample.seq} belongs to attempt {log_attempt(sample.seq)}, and attempt {fence} writes it; "
+                "number samples with log_seq(attempt, index)"
             )
 
 

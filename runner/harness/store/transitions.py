@@ -215,7 +215,7 @@ def _claimed(task: Task, claim: Claim, now: datetime) -> Task:
         update={
             "status": TaskStatus.RUNNING,
             "started_at": task.started_at or now,
-            "attempts": (*task.attempts, Attempt(number=fence, started_at=now)),
+            "attempts": (*task.attempts, Attempt(number=fence, due_at=task.due_at, started_at=now)),
             "due_at": lease_end(now, claim.lease_seconds),
             "lease_owner": claim.owner,
             "fence": fence,

@@ -11,11 +11,13 @@ from harness.errors import SchemaTooNewError, StoreUnavailableError
 from harness.ports import Clock
 from harness.store.documents import SCHEMA_VERSION
 from harness.store.mongo import driver
+from harness.store.mongo.access import MongoAccess
 from harness.store.mongo.agents import AGENTS, ARTIFACTS, SCHEDULES, TASKS, UNSYNCED
 from harness.store.mongo.artifacts import PENDING_FOR
 from harness.store.mongo.driver import Database, Document, DuplicateKey
 from harness.store.mongo.retention import MongoRetention
 from harness.store.mongo.schedules import OUTBOX_SINCE
+from harness.store.mongo.secrets import MongoSecrets
 from harness.store.mongo.slots import LOGS_GONE, MARKS, WAITS_FOR, WAITS_MAX
 
 __all__ = ["MongoStore"]
@@ -45,7 +47,7 @@ _FOR_LISTS = (
 _FOR_RETENTION = [("agent_id", 1), (LOGS_GONE, 1), ("completed_at", 1)]
 
 
-class MongoStore(MongoRetention):
+class MongoStore(MongoRetention, MongoAccess, MongoSecrets):
     """`harness.ports.Store` on one MongoDB database, by single-document writes alone."""
 
     def __init__(self, client: Any, *, database: str, clock: Clock | None = None) -> None:

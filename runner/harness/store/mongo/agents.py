@@ -10,6 +10,7 @@ from harness.store.mongo.base import MongoPart, keys_of
 from harness.store.mongo.driver import Document, DuplicateKey
 
 AGENTS, TASKS, LOGS, ARTIFACTS, SCHEDULES = "agents", "tasks", "logs", "artifacts", "schedules"
+SAMPLES = "samples"
 
 #: Set on agents whose schedule may have to be computed, by the write that makes it so, hence never missing.
 UNSYNCED = "schedule_unsynced"
@@ -105,7 +106,8 @@ class MongoAgents(MongoPart):
         ):
             ids = [task["_id"] for task in batch]
             # Logs first: without its task nobody would find them again after an interruption.
-            await self._db.delete(LOGS, {"$or": [{"_id": keys_of(task_id)} for task_id in ids]})
+            for collection in (LOGS, SAMPLES):
+                await self._db.delete(collection, {"$or": [{"_id": keys_of(task_id)} for task_id in ids]})
             await self._db.delete(TASKS, {"_id": {"$in": ids}})
         await self._db.delete(ARTIFACTS, {"_id": keys_of(agent_id)})
         await self._db.delete(AGENTS, {"_id": agent_id})

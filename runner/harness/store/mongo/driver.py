@@ -174,9 +174,10 @@ class Database:
         values: list[Any] = await self._call(self._database[collection].distinct(field, query))
         return values
 
-    async def count(self, collection: str, query: Document) -> int:
-        """Count the documents that match."""
-        count: int = await self._call(self._database[collection].count_documents(query))
+    async def count(self, collection: str, query: Document, *, limit: int | None = None) -> int:
+        """Count the documents that match, up to `limit`."""
+        bound = {} if limit is None else {"limit": limit}
+        count: int = await self._call(self._database[collection].count_documents(query, **bound))
         return count
 
     async def insert(self, collection: str, document: Document) -> None:

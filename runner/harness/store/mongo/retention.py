@@ -14,7 +14,7 @@ from datetime import datetime
 from harness.models import log_seq
 from harness.retention import Expiry, Purged
 from harness.store.documents import check_page, int64
-from harness.store.mongo.agents import AGENTS, ARTIFACTS, LOGS, SCHEDULES, TASKS
+from harness.store.mongo.agents import AGENTS, ARTIFACTS, LOGS, SAMPLES, SCHEDULES, TASKS
 from harness.store.mongo.artifacts import PENDING_FOR, PLACED_AT
 from harness.store.mongo.base import each, keys_of
 from harness.store.mongo.driver import Document
@@ -136,14 +136,18 @@ class MongoRetention(MongoLogs):
         return await self._db.update_one(TASKS, query, {"$set": {LOGS_GONE: True}, "$inc": {"revision": 1}})
 
     async def _delete_logs(self, tasks: Sequence[Document], room: int) -> int:
-        """Delete tasks' logs as far as there is room; return what is left of it: 0 when there may be more logs."""
+        """Delete tasks' logs and samples as far as there is room; return what is left of it: 0 when there may be more."""
         # Up to the attempts they had when they were found: one that is tried again meanwhile writes more.
         keys = [keys_of(task["_id"], before=log_seq(task["fence"] + 1, 0)) for task in tasks]
         query = {"$or": [{"_id": key} for key in keys]}
-        chunks = await self._db.find(LOGS, query, sort=[("_id", 1)], limit=room, fields=["_id"])
-        if chunks:
-            await self._db.delete(LOGS, {"_id": {"$in": [chunk["_id"] for chunk in chunks]}})
-        return room - len(chunks)
+        for collection in (LOGS, SAMPLES):
+            if room <= 0:
+                break
+            found = await self._db.find(collection, query, sort=[("_id", 1)], limit=room, fields=["_id"])
+            if found:
+                await self._db.delete(collection, {"_id": {"$in": [document["_id"] for document in found]}})
+            room -= len(found)
+        return room
 
     async def _old_artifacts(self, agent_id: int, expiry: Expiry, *, limit: int) -> list[str]:
         """Return the keys of artifacts that are to go, the oldest first."""

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError, TaskNotFoundError
-from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
+from harness.models import (
+    MAX_COUNTED,
+    Claim,
+    NewArtifact,
+    NewTask,
+    Outcome,
+    Page,
+    QueueStats,
+    Reason,
+    Task,
+    TaskStatus,
+)
 from harness.store import documents, transitions
 from harness.store.documents import check_page, int64
 from harness.store.mongo.agents import SCHEDULES, TASKS
@@ -134,6 +145,38 @@ class MongoTasks(MongoSlots):
         query = {field: {"$gt": after}}
         found = await self._db.find_one(collection, query, [(field, 1)], fields=[field])
         return None if found is None else found[field]
+
+    async def queue_stats(self) -> QueueStats:
+        """Count the work there is, by the sparse marks that only active tasks have."""
+        now = await self.now()
+        due, later = {"$lte": now}, {"$gt": now}
+        queries: list[Document] = [
+            {"ready_at": due},
+            {"waits_at": due},
+            {"ready_at": later},
+            {"waits_at": later},
+            {"expires_at": due},
+            {"expires_at": later},
+        ]
+        counts = await each(queries, lambda query: self._db.count(TASKS, query, limit=MAX_COUNTED))
+        ready, waiting, delayed, delayed_waiting, expired, live = counts
+        ready_since, waiting_since = await each(
+            ["ready_at", "waits_at"], lambda mark: self._due_since(mark, now)
+        )
+        return QueueStats(
+            at=now,
+            ready=ready,
+            ready_since=ready_since,
+            waiting=waiting,
+            waiting_since=waiting_since,
+            delayed=delayed + delayed_waiting,
+            running=expired + live,
+            expired=expired,
+        )
+
+    async def _due_since(self, mark: str, now: datetime) -> datetime | None:
+        found = await self._db.find_one(TASKS, {mark: {"$lte": now}}, [(mark, 1)], fields=[mark])
+        return None if found is None else found[mark]
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""

@@ -7,13 +7,15 @@ from pathlib import Path
 from harness.clock import SystemClock
 from harness.errors import StoreUnavailableError
 from harness.ports import Clock
+from harness.store.sqlite.access import SqliteAccess
 from harness.store.sqlite.file import SqliteFile
 from harness.store.sqlite.retention import SqliteRetention
+from harness.store.sqlite.secrets import SqliteSecrets
 
 __all__ = ["SqliteStore"]
 
 
-class SqliteStore(SqliteRetention):
+class SqliteStore(SqliteRetention, SqliteAccess, SqliteSecrets):
     """`harness.ports.Store` on one SQLite file in WAL mode."""
 
     def __init__(self, path: Path | None, *, clock: Clock | None = None) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import aiosqlite
 
+from harness.aio import uninterrupted
 from harness.errors import (
     InvalidInputError,
     SchemaTooNewError,
@@ -23,75 +24,12 @@ from harness.errors import (
     StoreUnavailableError,
 )
 from harness.store.documents import SCHEMA_VERSION
+from harness.store.sqlite.schema import APPLICATION_ID, SCHEMA, add_later_parts
 from harness.store.sqlite.writes import WriteQueue, transact
 
 #: How long a statement waits for another process's transaction. Ours take milliseconds; a checkpoint of a large log
 #: on a slow disk can take a second.
 LOCK_TIMEOUT_SECONDS = 5.0
-
-#: Tells our files from other programs' ("AgHs"); `file` and `sqlite3` show it.
-_APPLICATION_ID = 0x41674873
-
-_SCHEMA = (
-    "CREATE TABLE meta (schema_version INTEGER NOT NULL, store_id TEXT NOT NULL)",
-    # The large columns last: SQLite reads a row up to the last column it is asked for.
-    """CREATE TABLE agents (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, version INTEGER NOT NULL,
-        created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, deleting INTEGER NOT NULL DEFAULT 0,
-        config TEXT NOT NULL, entrypoint TEXT, code TEXT NOT NULL, files TEXT NOT NULL)""",
-    """CREATE TABLE tasks (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, agent_id INTEGER NOT NULL REFERENCES agents (id), status TEXT NOT NULL,
-        "trigger" TEXT NOT NULL, scheduled_at INTEGER NOT NULL, created_at INTEGER NOT NULL, started_at INTEGER,
-        completed_at INTEGER, due_at INTEGER, lease_owner TEXT, fence INTEGER NOT NULL, priority INTEGER NOT NULL,
-        retry_count INTEGER NOT NULL, max_retries INTEGER NOT NULL, reason TEXT, skip_reason TEXT, fire_at INTEGER,
-        skipped_until INTEGER, skipped_count INTEGER NOT NULL, cancel_requested_at INTEGER,
-        save_handoff INTEGER NOT NULL, max_active INTEGER NOT NULL, fire_key TEXT UNIQUE, active_slot TEXT UNIQUE,
-        queue_slot TEXT UNIQUE, result TEXT, error TEXT, attempts TEXT NOT NULL, context TEXT)""",
-    # Each ends in the row's id, so one serves both a filter and the order by id, and counts without the table.
-    # The same for pages of all tasks: the table has the ids too, but spread over everything else.
-    "CREATE INDEX tasks_by_id ON tasks (id)",
-    "CREATE INDEX tasks_by_agent ON tasks (agent_id)",
-    "CREATE INDEX tasks_by_status ON tasks (status)",
-    "CREATE INDEX tasks_by_agent_and_status ON tasks (agent_id, status)",
-    # These hold active tasks only: they stay as small as the present, however long the history, and the first three
-    # have all that a decision about a claim needs.
-    """CREATE INDEX tasks_ready ON tasks (due_at, agent_id, priority, active_slot, max_active, status)
-        WHERE status = 'pending' AND active_slot IS NOT NULL""",
-    """CREATE INDEX tasks_waiting ON tasks (agent_id, priority DESC, due_at, id, max_active, active_slot, status)
-        WHERE status = 'pending' AND active_slot IS NULL""",
-    "CREATE INDEX tasks_in_slots ON tasks (agent_id, active_slot, status) WHERE active_slot IS NOT NULL",
-    "CREATE INDEX tasks_leased ON tasks (due_at) WHERE status = 'running'",
-    """CREATE INDEX tasks_to_cancel ON tasks (lease_owner)
-        WHERE status = 'running' AND cancel_requested_at IS NOT NULL""",
-    """CREATE TABLE schedules (
-        agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE, agent_version INTEGER NOT NULL,
-        next_fire_at INTEGER, due_at INTEGER, anchor_at INTEGER NOT NULL, last_fire_at INTEGER,
-        paused INTEGER NOT NULL, removed INTEGER NOT NULL, revision INTEGER NOT NULL)""",
-    "CREATE INDEX schedules_by_due ON schedules (due_at) WHERE due_at IS NOT NULL",
-    # Agents whose schedule has to be computed. A table, since a mark in an agent's row would rewrite its code.
-    "CREATE TABLE unsynced (agent_id INTEGER PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE)",
-    """CREATE TABLE logs (
-        task_id INTEGER NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, seq INTEGER NOT NULL, stream TEXT NOT NULL,
-        data BLOB NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (task_id, seq))""",
-    """CREATE TABLE artifacts (
-        agent_id INTEGER NOT NULL REFERENCES agents (id) ON DELETE CASCADE, version INTEGER NOT NULL,
-        state TEXT NOT NULL, summary TEXT NOT NULL, created_at INTEGER NOT NULL, run_count INTEGER NOT NULL,
-        task_id INTEGER UNIQUE, cleared INTEGER NOT NULL, PRIMARY KEY (agent_id, version))""",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-)
-
-#: Made by this release also in a file that an older one made, which goes on to work with it.
-_LATER_COLUMNS = (
-    # What a schedule was computed from.
-    ("schedules", "rule", "TEXT"),
-    # Set on an ended task when its logs are deleted, so that nobody looks for them again.
-    ("tasks", "logs_gone", "INTEGER NOT NULL DEFAULT 0"),
-)
-_LATER_INDEXES = (
-    # Ended tasks, those whose logs are gone apart from the others, each in the order of their ends.
-    """CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (agent_id, logs_gone, completed_at)
-        WHERE completed_at IS NOT NULL""",
-)
 
 T = TypeVar("T")
 
@@ -112,7 +50,7 @@ class _Connection(aiosqlite.Connection):
 
 
 class SqliteFile:
-    """One SQLite database, used from one thread of its own."""
+    """One SQLite database, used from two threads of its own: nobody who reads waits for a write to reach the disk."""
 
     def __init__(self, path: Path | None, *, lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS) -> None:
         """Remember where the file is; `open` opens it.
@@ -125,6 +63,8 @@ class SqliteFile:
         self._lock_timeout_seconds = lock_timeout_seconds
         self._connection: _Connection | None = None
         self._writes = WriteQueue()
+        #: For reads alone; the same one for a database in memory, which no second connection can see.
+        self._reader: _Connection | None = None
         self._opening = asyncio.Lock()
         self.store_id = ""
 
@@ -135,10 +75,19 @@ class SqliteFile:
                 await self._open()
 
     async def _open(self) -> None:
+        writer = await self._opened(self._prepare)
+        try:
+            self._reader = writer if self._path is None else await self._opened(_prepare_reader)
+        except BaseException:
+            await writer.close()
+            raise
+        self._connection = writer
+
+    async def _opened(self, prepare: Callable[[sqlite3.Connection], None]) -> _Connection:
         connection = _Connection(self._connect, iter_chunk_size=64)
         try:
             await connection
-            self.store_id = await connection.run(self._prepare)
+            await connection.run(prepare)
         except BaseException as error:
             await connection.close()
             # A connection that never came up tells its thread to end and does not wait for that; by the time the
@@ -147,17 +96,18 @@ class SqliteFile:
             if isinstance(error, sqlite3.Error | OSError):
                 raise self._explain(error) from error
             raise
-        self._connection = connection
+        return connection
 
     async def close(self) -> None:
         """Close the file after what is under way."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        reader, writer = self._reader, self._connection
+        self._reader = self._connection = None
+        # Both, also when the caller is cancelled meanwhile: a thread that is left over would keep the process from ending.
+        await uninterrupted(_close(reader, writer))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the database."""
-        connection = self._open_connection()
+        connection = self._in_use(self._reader)
         try:
             return await connection.run(lambda db: transact(db, "BEGIN", work))
         except sqlite3.Error as error:
@@ -169,7 +119,7 @@ class SqliteFile:
         Writes that wait at the same moment share a commit, see `harness.store.sqlite.writes`; so `work` may be called
         a second time, after all that the first call did was undone.
         """
-        connection = self._open_connection()
+        connection = self._in_use(self._connection)
         write = self._writes.add(work)
         connection.post(self._writes.run_some)
         try:
@@ -177,10 +127,10 @@ class SqliteFile:
         except sqlite3.Error as error:
             raise self._explain(error) from error
 
-    def _open_connection(self) -> _Connection:
-        if self._connection is None:
+    def _in_use(self, connection: _Connection | None) -> _Connection:
+        if connection is None:
             raise StoreUnavailableError(f"the store {self._name} is not open; await its open() first")
-        return self._connection
+        return connection
 
     @property
     def _name(self) -> str:
@@ -199,7 +149,7 @@ class SqliteFile:
             isolation_level=None,
         )
 
-    def _prepare(self, connection: sqlite3.Connection) -> str:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
         # Before anything is written: a file that is not ours, or newer than this release, stays as it is.
         self._read_meta(connection)
@@ -214,22 +164,22 @@ class SqliteFile:
             store_id = self._read_meta(connection)
             if store_id is None:
                 store_id = uuid.uuid4().hex
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, store_id))
-            _add_later_parts(connection)
+            add_later_parts(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        return store_id
+        self.store_id = store_id
 
     def _read_meta(self, connection: sqlite3.Connection) -> str | None:
         """Return the store's id, or None when the database is empty."""
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
             return None
-        if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(
                 f"{self._name} is another program's SQLite database; give the store a file of its own"
             )
@@ -295,13 +245,19 @@ class SqliteFile:
         return StoreError(f"the store {name} failed: {error}; check its disk and the kernel's log")
 
 
-def _add_later_parts(connection: sqlite3.Connection) -> None:
-    for table, column, kind in _LATER_COLUMNS:
-        known = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if column not in known:
-            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-    for statement in _LATER_INDEXES:
-        connection.execute(statement)
+async def _close(reader: _Connection | None, writer: _Connection | None) -> None:
+    try:
+        if reader is not None and reader is not writer:
+            await reader.close()
+    finally:
+        if writer is not None:
+            # Last, so that it is the one that merges the write-ahead log into the file.
+            await writer.close()
+
+
+def _prepare_reader(connection: sqlite3.Connection) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA query_only = ON")
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -127,14 +127,16 @@ def _delete_logs(db: sqlite3.Connection, agent_id: int, expiry: Expiry, batch: _
 
 
 def _delete_chunks(db: sqlite3.Connection, task_id: int, batch: _Batch) -> bool:
-    """Delete a task's logs; return whether all of them are gone and there is room for the task."""
+    """Delete a task's logs and samples; return whether all of them are gone and there is room for the task."""
     if batch.is_over():
         return False
-    sql = "SELECT seq FROM logs WHERE task_id = ? ORDER BY seq LIMIT ?"
-    for row in db.execute(sql, (task_id, batch.room)).fetchall():
-        batch.execute(db, "DELETE FROM logs WHERE task_id = ? AND seq = ?", task_id, row["seq"])
-        if batch.is_over():
-            return False
+    for table in ("logs", "samples"):
+        sql = f"SELECT seq FROM {table} WHERE task_id = ? ORDER BY seq LIMIT ?"  # noqa: S608 - fixed names
+        for row in db.execute(sql, (task_id, batch.room)).fetchall():
+            one = f"DELETE FROM {table} WHERE task_id = ? AND seq = ?"  # noqa: S608 - as above
+            batch.execute(db, one, task_id, row["seq"])
+            if batch.is_over():
+                return False
     return True
 
 

@@ -24,6 +24,10 @@ _INSTANTS = frozenset(
         "skipped_until",
         "cancel_requested_at",
         "due_at",
+        "at",
+        "expires_at",
+        "last_used_at",
+        "revoked_at",
         *documents.SCHEDULE_INSTANTS,
     }
 )

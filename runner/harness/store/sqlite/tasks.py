@@ -9,7 +9,18 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from harness.errors import StoreError, TaskNotFoundError
-from harness.models import Claim, NewArtifact, NewTask, Outcome, Page, Reason, Task, TaskStatus
+from harness.models import (
+    MAX_COUNTED,
+    Claim,
+    NewArtifact,
+    NewTask,
+    Outcome,
+    Page,
+    QueueStats,
+    Reason,
+    Task,
+    TaskStatus,
+)
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
 from harness.store.slots import SPARE_CANDIDATES, check_new, slot_for_new
@@ -41,6 +52,17 @@ _NEXT_DUE = """
         UNION ALL SELECT min(due_at) FROM tasks INDEXED BY tasks_waiting
             WHERE status = 'pending' AND active_slot IS NULL AND due_at > :now
         UNION ALL SELECT min(due_at) FROM schedules WHERE due_at > :now)"""
+
+# The same indexes. Each counts `:most` tasks and no more, those that are due longest first where it is in that order.
+_COUNTS = """
+    WITH pending AS (
+        SELECT * FROM (SELECT 'ready' AS place, due_at FROM tasks INDEXED BY tasks_ready
+            WHERE status = 'pending' AND active_slot IS NOT NULL ORDER BY due_at LIMIT :most)
+        UNION ALL SELECT * FROM (SELECT 'waiting', due_at FROM tasks INDEXED BY tasks_waiting
+            WHERE status = 'pending' AND active_slot IS NULL LIMIT :most)
+        UNION ALL SELECT * FROM (SELECT 'running', due_at FROM tasks INDEXED BY tasks_leased
+            WHERE status = 'running' ORDER BY due_at LIMIT :most))
+    SELECT place, due_at <= :now AS is_due, count(*) AS number, min(due_at) AS since FROM pending GROUP BY 1, 2"""
 
 
 class SqliteTasks(SqliteArtifacts):
@@ -141,6 +163,26 @@ class SqliteTasks(SqliteArtifacts):
         now = to_millis(self._now())
         (earliest,) = await self._file.read(lambda db: db.execute(_NEXT_DUE, {"now": now}).fetchone())
         return None if earliest is None else from_millis(earliest)
+
+    async def queue_stats(self) -> QueueStats:
+        """Count the work there is."""
+        now = self._now()
+        values = {"now": to_millis(now), "most": MAX_COUNTED}
+        rows = await self._file.read(lambda db: db.execute(_COUNTS, values).fetchall())
+        found = {(row["place"], bool(row["is_due"])): (row["number"], row["since"]) for row in rows}
+        ready, ready_since = found.get(("ready", True), (0, None))
+        waiting, waiting_since = found.get(("waiting", True), (0, None))
+        expired, _ = found.get(("running", True), (0, None))
+        return QueueStats(
+            at=now,
+            ready=ready,
+            ready_since=None if ready_since is None else from_millis(ready_since),
+            waiting=waiting,
+            waiting_since=None if waiting_since is None else from_millis(waiting_since),
+            delayed=sum(found.get((place, False), (0, None))[0] for place in ("ready", "waiting")),
+            running=expired + found.get(("running", False), (0, None))[0],
+            expired=expired,
+        )
 
     async def extend_lease(self, task_id: int, fence: int, lease_seconds: float) -> datetime:
         """Prolong a lease that nobody took over."""
