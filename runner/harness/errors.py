@@ -16,6 +16,9 @@ class HarnessError(Exception):
     #: Stable machine-readable name; never changes once released.
     code: ClassVar[str] = "harness_error"
 
+    #: After how many seconds it may go well; None: doing it again is no remedy, as far as is known.
+    retry_after_seconds: float | None = None
+
     def __init__(self, message: str) -> None:
         """Keep the sentence that a person will read.
 
@@ -173,7 +176,7 @@ class RateLimitedError(HarnessError):
     def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
         """Keep the message, and when it is worth trying again."""
         super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds: float = retry_after_seconds
 
 
 class RequestTimeoutError(HarnessError):

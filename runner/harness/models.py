@@ -145,6 +145,10 @@ class AgentDraft(Model):
     #: See `harness.config.AgentConfig` for what may stand here.
     config: dict[str, Any] = Field(default_factory=dict)
 
+    def draft_fields(self) -> dict[str, Any]:
+        """Return what an owner writes, by name; of an agent, which is a draft with more, that part alone."""
+        return {name: getattr(self, name) for name in AgentDraft.model_fields}
+
     @field_validator("name")
     @classmethod
     def _name_is_printable(cls, name: str) -> str:

@@ -43,9 +43,7 @@ async def write(store: Store, agent_id: int, schedule: dict[str, Any] | None) ->
             config["schedule"] = schedule
         if config == agent.config:
             return
-        draft = AgentDraft.model_validate(
-            {**{name: getattr(agent, name) for name in AgentDraft.model_fields}, "config": config}
-        )
+        draft = AgentDraft.model_validate(agent.draft_fields() | {"config": config})
         try:
             await store.update_agent(agent_id, draft, expected_version=agent.version)
         except VersionConflictError:

@@ -99,7 +99,7 @@ class AgentUpdate(AgentDraft):
 
     def draft(self) -> AgentDraft:
         """Return the draft alone."""
-        return AgentDraft.model_construct(**{name: getattr(self, name) for name in AgentDraft.model_fields})
+        return AgentDraft.model_construct(**self.draft_fields())
 
 
 class TaskQuery(PageQuery):
@@ -116,7 +116,14 @@ class AnyTaskQuery(TaskQuery):
     agent_id: Annotated[int, Field(ge=1)] | None = None
 
 
-class TaskSummary(Model):
+class _PartOfTask(Model):
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """Take the fields from a task."""
+        return cls.model_validate({name: getattr(task, name) for name in cls.model_fields})
+
+
+class TaskSummary(_PartOfTask):
     """A task in an agent's history: the API description's seven fields."""
 
     id: int
@@ -127,13 +134,8 @@ class TaskSummary(Model):
     result: str | None
     retry_count: int
 
-    @classmethod
-    def of(cls, task: Task) -> Self:
-        """Take the fields from a task."""
-        return cls.model_validate({name: getattr(task, name) for name in cls.model_fields})
 
-
-class TaskDetail(Model):
+class TaskDetail(_PartOfTask):
     """A task by itself: the API description's ten fields."""
 
     id: int
@@ -146,11 +148,6 @@ class TaskDetail(Model):
     error: str | None
     retry_count: int
     created_at: Instant
-
-    @classmethod
-    def of(cls, task: Task) -> Self:
-        """Take the fields from a task."""
-        return cls.model_validate({name: getattr(task, name) for name in cls.model_fields})
 
 
 class TaskSummaryPage(Model):

@@ -90,7 +90,7 @@ class HarnessClient:
 
     async def create_agent(self, draft: AgentDraft) -> Agent:
         """Store a new agent."""
-        return await self._ask(Agent, "POST", "/api/agents", body=_draft_body(draft))
+        return await self._ask(Agent, "POST", "/api/agents", body=draft.draft_fields())
 
     async def get_agent(self, agent_id: int) -> Agent:
         """Return an agent."""
@@ -118,7 +118,7 @@ class HarnessClient:
             Agent,
             "PUT",
             f"/api/agents/{agent_id}",
-            body=_draft_body(draft),
+            body=draft.draft_fields(),
             headers=headers,
             is_repeatable=False,
         )
@@ -373,8 +373,3 @@ class HarnessClient:
 def _secret_path(name: str) -> str:
     # Checked here, since another name could lead to another path.
     return f"/api/secrets/{check_secret_name(name)}"
-
-
-def _draft_body(draft: AgentDraft) -> dict[str, Any]:
-    # An `Agent` is a draft too, with more than may be sent.
-    return {name: getattr(draft, name) for name in AgentDraft.model_fields}

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from harness.client.transport import NOT_NOW, Transport
+from harness.client.transport import Transport
 from harness.errors import HarnessError, ServerUnavailableError
 
 #: How long a server may be away, in seconds: before it has answered once, and later, when a reader should outlast its
@@ -60,7 +60,7 @@ async def read_events(
         except (aiohttp.ClientError, TimeoutError):
             pass  # the connection broke; what was read whole counts
         except HarnessError as error:
-            is_away = isinstance(error, ServerUnavailableError) or getattr(error, "status", 0) in NOT_NOW
+            is_away = isinstance(error, ServerUnavailableError) or error.retry_after_seconds is not None
             now = loop.time()
             away_since = now if away_since is None else away_since
             if not is_away or now - away_since > (MAX_AWAY_SECONDS if has_answered else FIRST_AWAY_SECONDS):

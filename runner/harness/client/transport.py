@@ -21,7 +21,7 @@ from harness.jsontext import encode_document
 TRIES = 4
 BACK_OFF_SECONDS = (0.1, 0.5, 2.0)
 #: Statuses that say "not now".
-NOT_NOW = frozenset({429, 502, 503, 504})
+_NOT_NOW = frozenset({429, 502, 503, 504})
 #: Longest Retry-After that is obeyed, in seconds.
 _MAX_RETRY_AFTER_SECONDS = 10.0
 
@@ -105,9 +105,9 @@ class Transport:
                     raise self._unavailable(error) from error
             except HarnessError as error:
                 wait = next(waits, None)
-                if wait is None or getattr(error, "status", 0) not in NOT_NOW:
+                if wait is None or error.retry_after_seconds is None:
                     raise
-                wait = max(wait, getattr(error, "retry_after_seconds", 0.0))
+                wait = max(wait, error.retry_after_seconds)
             # Spread, so that many clients of one server do not come back at the same moment.
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
@@ -191,9 +191,7 @@ class Transport:
             )
         kind = _CLASSES.get(code, HarnessError)
         error = kind(detail, problems=fields) if issubclass(kind, InvalidInputError) else kind(detail)
-        # For whoever decides about a repetition.
-        error.status = response.status  # type: ignore[attr-defined]
-        error.retry_after_seconds = _retry_after_seconds(response)  # type: ignore[attr-defined]
+        error.retry_after_seconds = _retry_after_seconds(response)
         return error
 
 
@@ -214,7 +212,9 @@ def _all_classes(root: type[HarnessError]) -> Iterator[type[HarnessError]]:
 _CLASSES = {kind.code: kind for kind in _all_classes(errors.HarnessError)}
 
 
-def _retry_after_seconds(response: aiohttp.ClientResponse) -> float:
+def _retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
+    if response.status not in _NOT_NOW:
+        return None
     text = response.headers.get("Retry-After", "")
     return min(float(text), _MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdigit() else 0.0
 
