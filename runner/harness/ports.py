@@ -503,6 +503,30 @@ class SandboxLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmLabels:
+    """Who keeps a container that waits for a task; found again after a crash by these labels alone."""
+
+    store_id: str
+    #: The `Task.lease_owner` of the tasks that it may be given.
+    owner: str
+    #: Nobody needs it any more from then on, by the store's clock.
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxShape:
+    """What of a container is settled before its job is known; containers of one shape are interchangeable."""
+
+    #: None: the product's own Python image.
+    image: str | None
+    memory_bytes: int
+    cpus: float
+    max_processes: int
+    tmp_bytes: int
+    network: Literal["none", "open"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What a container is made from. Holds nothing that must not show in ``docker inspect``."""
 
@@ -515,6 +539,21 @@ class SandboxSpec:
     #: Container environment; only for a `command`.
     environment: Mapping[str, str] = field(default_factory=dict)
     network: Literal["none", "open"] = "none"
+    #: Whose warm containers may be used: the task's `Task.lease_owner`. None: nobody's.
+    owner: str | None = None
+
+    @property
+    def shape(self) -> SandboxShape:
+        """What a warm container must be like to be used for this; of no use for a `command`."""
+        limits = self.limits
+        return SandboxShape(
+            image=self.image,
+            memory_bytes=limits.memory_bytes,
+            cpus=limits.cpus,
+            max_processes=limits.max_processes,
+            tmp_bytes=limits.tmp_bytes,
+            network=self.network,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,6 +597,10 @@ class SandboxUsage:
     processes: int | None
 
 
+#: ``warm``: it waited for a task of its shape; ``adapted``: for one of a shape near to it; ``cold``: it was made anew.
+SandboxOrigin = Literal["warm", "adapted", "cold"]
+
+
 class SandboxSession(Protocol):
     """One started container, good for one job."""
 
@@ -568,6 +611,10 @@ class SandboxSession(Protocol):
     @property
     def start_seconds(self) -> float:
         """Time from the request to a started container."""
+
+    @property
+    def origin(self) -> SandboxOrigin:
+        """Where the container came from."""
 
     async def run(self, job: SandboxJob, *, sink: OutputSink, before_stop: BeforeStop) -> SandboxResult:
         """Hand the job over, stream its output, enforce the wall time, and return how it ended.
@@ -594,9 +641,17 @@ class OwnedContainer:
     """A container that carries the product's label."""
 
     container_id: str
-    labels: SandboxLabels
+    #: `WarmLabels` as long as its name does not say which attempt it was given to; see `WARM_NAMING_SECONDS`.
+    labels: SandboxLabels | WarmLabels
     #: The engine's word: created, running, paused, restarting, removing, exited, dead.
     state: str
+    #: By the engine's clock.
+    made_at: datetime
+
+
+#: A warm container that was given to an attempt says so from this long after on, if its owner is alive and the engine
+#: answers. The attempt's job may begin before that.
+WARM_NAMING_SECONDS = 1.0
 
 
 class Sandbox(Protocol):
@@ -616,6 +671,21 @@ class Sandbox(Protocol):
             EngineUnavailableError: The engine does not answer.
             ImageMissingError: The image is not there; the message says how to get it.
             SandboxError: The engine refused; the message has its words.
+        """
+
+    async def keep_warm(
+        self, store_id: str, owner: str, wanted: Mapping[SandboxShape, int], *, now: datetime
+    ) -> None:
+        """Have containers wait for tasks, so many of each shape, the first ones first; called again every few seconds.
+
+        They are made in the background, when nothing better is to be done, within this sandbox's own bounds of number
+        and memory. Each is used at most once, by `open` with that owner, and holds nothing of any agent before.
+
+        Args:
+            store_id: For their labels.
+            owner: Who may use them.
+            wanted: What there should be; what is not among it goes when the room is needed, or it gets old.
+            now: By the store's clock.
         """
 
     async def owned_containers(self, store_id: str) -> Sequence[OwnedContainer]:

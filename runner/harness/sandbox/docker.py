@@ -1,7 +1,8 @@
 """`DockerSandbox`: a throwaway container per job on a plain Docker Engine.
 
-create → attach → start → (the session: job frame → stream → wait → inspect) → remove, always in this order and always
-to its end: whatever happens inside ``open``, the container is gone when it is left.
+A container that waits for a job of this shape, else create → attach → start; then the session: job frame → stream →
+end; then remove. Always in this order and always to its end: whatever happens inside ``open``, the container is gone
+when it is left.
 """
 
 from __future__ import annotations
@@ -9,122 +10,167 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 from docker import APIClient
 
-from harness.aio import uninterrupted
 from harness.clock import SystemClock
-from harness.errors import ImageMissingError, SandboxError
-from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, SandboxSpec
-from harness.sandbox.engine import Engine, EngineRefusedError
-from harness.sandbox.hostconfig import (
-    LABEL_FENCE,
-    LABEL_STORE,
-    LABEL_TASK,
-    container_arguments,
-    container_name,
-    host_config,
+from harness.errors import SandboxError
+from harness.ports import (
+    BeforeStart,
+    Clock,
+    OwnedContainer,
+    SandboxOrigin,
+    SandboxShape,
+    SandboxSpec,
+    WarmLabels,
 )
-from harness.sandbox.images import SandboxImages
+from harness.sandbox.containers import Containers, Started
+from harness.sandbox.dispatch import Dispatch
+from harness.sandbox.engine import Engine
+from harness.sandbox.hostconfig import container_name, warm_name
+from harness.sandbox.images import SandboxImages, is_fixed
+from harness.sandbox.pool import Spare, WarmPool
 from harness.sandbox.session import DockerSession
 from harness.sandbox.stats import sample_usage
 
 logger = logging.getLogger(__name__)
 
-#: Tries to remove a container, and the pause between two, in seconds.
-REMOVE_TRIES = 20
-REMOVE_PAUSE_SECONDS = 0.5
+#: A warm container is named after its attempt this long after it was given to it: a run that is over before needs no
+#: name. Far below `harness.ports.WARM_NAMING_SECONDS`.
+NAMING_PAUSE_SECONDS = 0.02
 
 
 class DockerSandbox:
     """`harness.ports.Sandbox` on one Docker Engine."""
 
-    def __init__(self, engine: Engine, images: SandboxImages, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        images: SandboxImages,
+        *,
+        clock: Clock | None = None,
+        warm_containers: int = 0,
+        warm_bytes: int = 0,
+    ) -> None:
+        """Work on `engine`.
+
+        Args:
+            engine: Where containers run.
+            images: Its images.
+            clock: None for the machine's.
+            warm_containers: How many wait for jobs at most; 0: none ever.
+            warm_bytes: How much memory those may take, about.
+        """
         self.engine = engine
         self.images = images
         self._clock = clock or SystemClock()
-        #: Names of the containers that are open now.
-        self._open: set[str] = set()
+        self._dispatch = Dispatch()
+        self._containers = Containers(engine, self._clock)
+        self.pool = WarmPool(
+            self, self._dispatch, self._clock, max_containers=warm_containers, max_bytes=warm_bytes
+        )
 
     @asynccontextmanager
     async def open(
         self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
     ) -> AsyncIterator[DockerSession]:
-        """Create and start a container; see the port."""
-        image = spec.image or await self.images.ensure_default()
+        """Start a container, or take one that waits for a job; see the port."""
         began = self._clock.monotonic()
-        name = container_name(spec.labels)
-        writer: asyncio.StreamWriter | None = None
-        self._open.add(name)
-        try:
-            container_id = await uninterrupted(self._create(name, image, spec))
-            reader, writer = await self.engine.open_attach(container_id)
-            if before_start is not None:
-                before_start()
-            await uninterrupted(self.engine.call(APIClient.start, container_id))
+        async with contextlib.AsyncExitStack() as ending:
+            with self._dispatch:
+                origin: SandboxOrigin = "cold"
+                taken = await self._take_warm(spec)
+                if taken is None:
+                    started = await self._start_cold(spec, before_start)
+                    ending.push_async_callback(self._containers.discard, started)
+                else:
+                    started, origin = taken
+                    ending.push_async_callback(self._containers.discard, started)
+                    naming = asyncio.create_task(self._name(started, container_name(spec.labels)))
+                    ending.push_async_callback(_end, naming)
+                    if before_start is not None:
+                        before_start()
             start_seconds = self._clock.monotonic() - began
-            yield DockerSession(self.engine, spec, container_id, start_seconds, (reader, writer), self._clock)
-        finally:
-            if writer is not None:
-                # A plain close would first wait to send what a program leaves unread.
-                writer.transport.abort()
-            await uninterrupted(self._discard(name))
+            yield DockerSession(self.engine, spec, started, origin, start_seconds, self._clock)
 
-    async def _create(self, name: str, image: str, spec: SandboxSpec) -> str:
-        def create(client: APIClient) -> str:
-            created = client.create_container(
-                name=name,
-                host_config=client.create_host_config(**host_config(spec.limits, spec.network)),
-                **container_arguments(image, spec),
-            )
-            return str(created["Id"])
+    async def _start_cold(self, spec: SandboxSpec, before_start: BeforeStart | None) -> Started:
+        return await self._containers.start(
+            container_name(spec.labels),
+            spec.image or await self.images.ensure_default(),
+            spec.shape,
+            spec.labels,
+            command=spec.command,
+            environment=spec.environment,
+            before_start=before_start,
+        )
 
-        try:
-            return await self.engine.call(create)
-        except ImageMissingError as error:
-            remedy = f"docker pull {image}" if spec.image else "harness images build"
-            raise ImageMissingError(f"the engine does not have the image {image!r}; run: {remedy}") from error
+    # Containers that wait
 
-    async def _discard(self, name: str) -> None:
-        if name not in self._open:
-            return  # `close` was faster
-        self._open.discard(name)
-        try:
-            await self.remove_container(name)
-        except SandboxError as error:
-            # Its labels stay, so every later sweep finds it and tries again.
-            logger.error("container quarantined: %s", error, extra={"action": "container_quarantined"})
+    async def keep_warm(
+        self, store_id: str, owner: str, wanted: Mapping[SandboxShape, int], *, now: datetime
+    ) -> None:
+        """Have containers wait for tasks; see the port."""
+        self.pool.want(store_id, owner, wanted, now=now)
+
+    async def make_spare(self, shape: SandboxShape, labels: WarmLabels) -> Spare:
+        """Start a container that takes one job; see `harness.sandbox.pool.SpareMaker`."""
+        image = shape.image or await self.images.ensure_default()
+        # Asked before the creation: a name that is given to another image in between makes it look outdated.
+        image_id = await self._image_id(image)
+        name = warm_name(labels.store_id, secrets.token_hex(6))
+        started = await self._containers.start(name, image, shape, labels)
+        return Spare(started, shape, labels, image, image_id, self._clock.monotonic())
+
+    async def discard_spare(self, spare: Spare) -> None:
+        """Remove a container that waits; see `harness.sandbox.pool.SpareMaker`."""
+        await self._containers.discard(spare.started)
+
+    async def _take_warm(self, spec: SandboxSpec) -> tuple[Started, SandboxOrigin] | None:
+        """Take one of those that wait and make sure that it is of use; None: there is none."""
+        while spec.command is None and spec.owner is not None:
+            taken = self.pool.take(spec.labels.store_id, spec.owner, spec.shape)
+            if taken is None:
+                break
+            spare, origin = taken
+            is_of_use = False
+            try:
+                is_of_use = spare.image_id == await self._image_id(spare.image)
+                if is_of_use and origin == "adapted":
+                    await self._containers.adapt(spare.started.container_id, spec.shape)
+            except SandboxError as error:
+                is_of_use = False
+                logger.warning("a warm container is of no use: %s", error, extra={"action": "spare_refused"})
+            finally:
+                if not is_of_use:
+                    await self._containers.discard(spare.started)
+            if is_of_use:
+                return spare.started, origin
+        return None
+
+    async def _image_id(self, image: str) -> str | None:
+        """Return what an image's name stands for now; None where it stands for the same image for ever."""
+        if is_fixed(image):
+            return None
+        return str((await self.engine.call(APIClient.inspect_image, image))["Id"])
+
+    async def _name(self, started: Started, name: str) -> None:
+        await self._clock.sleep(NAMING_PAUSE_SECONDS)
+        await self._containers.rename(started.container_id, name)
+
+    # Any container
 
     async def owned_containers(self, store_id: str) -> Sequence[OwnedContainer]:
         """Return our containers of a store, in every state."""
-        wanted = {"label": f"{LABEL_STORE}={store_id}"}
-        found = []
-        for entry in await self.engine.call(APIClient.containers, all=True, filters=wanted):
-            labels = entry["Labels"]
-            with contextlib.suppress(KeyError, ValueError):  # bears our label, yet was not made by us
-                whose = SandboxLabels(store_id, int(labels[LABEL_TASK]), int(labels[LABEL_FENCE]))
-                found.append(OwnedContainer(entry["Id"], whose, entry["State"]))
-        return found
+        return await self._containers.owned(store_id)
 
     async def remove_container(self, container_id: str) -> None:
         """Kill and remove a container; see the port."""
-        problem = ""
-        for attempt in range(REMOVE_TRIES):
-            if attempt:
-                await self._clock.sleep(REMOVE_PAUSE_SECONDS)
-            try:
-                await self.engine.call(APIClient.remove_container, container_id, v=True, force=True)
-            except EngineRefusedError as error:
-                if error.status == 404:
-                    return
-                # 409 is "already in progress"; 500 can be a device that is busy for a moment.
-                problem = error.message
-            else:
-                return
-        raise SandboxError(f"container {container_id} can't be removed: {problem}")
+        await self._containers.remove(container_id)
 
     async def container_usage(self, container_id: str) -> dict[str, float]:
         """Measure a running container; see `harness.resources.ResourceManager.get_container_usage`."""
@@ -139,6 +185,12 @@ class DockerSandbox:
         return (await sample_usage(fetch, clock=self._clock)).as_dict()
 
     async def close(self) -> None:
-        """Remove containers whose runs were abandoned, then release connections and threads."""
-        await asyncio.gather(*map(self._discard, tuple(self._open)))
+        """Remove containers that wait, and those whose runs were abandoned; release connections and threads."""
+        await self.pool.close()
+        await self._containers.close()
         await self.engine.close()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import docker
 import docker.errors
@@ -103,6 +103,23 @@ class Engine:
             "start it, or set DOCKER_HOST to where it is"
         )
 
+    async def post(
+        self, path: str, *, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make a call that the SDK's methods do not offer in full, or offer slowly; the answer has nothing of interest.
+
+        Raises:
+            EngineUnavailableError: No answer.
+            EngineRefusedError: The engine said no; the message has its words.
+        """
+        target = f"{path}?{urlencode(query)}" if query else path
+        content = b"" if body is None else json.dumps(body).encode()
+        head = f"Content-Length: {len(content)}\r\n"
+        if content:
+            head += "Content-Type: application/json\r\n"
+        _, writer = await self._request("POST", target, "HTTP/1.0", head, content)
+        writer.transport.abort()
+
     async def open_attach(self, container_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Attach to all three standard streams of a container; do it before the start, so that no output is lost.
 
@@ -152,7 +169,7 @@ class Engine:
             return stats
 
     async def _request(
-        self, method: str, path: str, version: str, head: str
+        self, method: str, path: str, version: str, head: str, body: bytes = b""
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         client = await self._connected()
         try:
@@ -160,7 +177,7 @@ class Engine:
                 reader, writer = await self._connect_stream()
                 try:
                     request = f"{method} /v{client.api_version}{path} {version}\r\nHost: docker\r\n{head}\r\n"
-                    writer.write(request.encode())
+                    writer.write(request.encode() + body)
                     await writer.drain()
                     answer = await reader.readuntil(b"\r\n\r\n")
                     status = int(answer.split(b" ", 2)[1])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from docker.types import ContainerConfig, HostConfig, LogConfig, Ulimit
 
-from harness.ports import SandboxLabels, SandboxLimits, SandboxSpec
+from harness.ports import SandboxLabels, SandboxShape, WarmLabels
 
 LABEL_STORE = "io.agent-harness.store"
 LABEL_TASK = "io.agent-harness.task"
 LABEL_FENCE = "io.agent-harness.fence"
+#: Of a container that waits for a task: who may use it, and until when, in seconds since 1970.
+LABEL_OWNER = "io.agent-harness.owner"
+LABEL_UNTIL = "io.agent-harness.until"
 
 #: Nobody: no such user exists in any image, and no file belongs to it.
 SANDBOX_USER = "10001:10001"
@@ -25,48 +31,104 @@ def container_name(labels: SandboxLabels) -> str:
     return f"harness-{labels.store_id[:12]}-{labels.task_id}-{labels.fence}"
 
 
-def container_labels(labels: SandboxLabels) -> dict[str, str]:
+def warm_name(store_id: str, token: str) -> str:
+    """Return the name of a container until it has a task."""
+    return f"harness-{store_id[:12]}-warm-{token}"
+
+
+def container_labels(labels: SandboxLabels | WarmLabels) -> dict[str, str]:
     """Return the labels by which a container is found again."""
+    if isinstance(labels, WarmLabels):
+        until = str(int(labels.until.timestamp()))
+        return {LABEL_STORE: labels.store_id, LABEL_OWNER: labels.owner, LABEL_UNTIL: until}
     return {LABEL_STORE: labels.store_id, LABEL_TASK: str(labels.task_id), LABEL_FENCE: str(labels.fence)}
 
 
-def container_arguments(image: str, spec: SandboxSpec) -> dict[str, Any]:
+def read_labels(labels: Mapping[str, str], name: str) -> SandboxLabels | WarmLabels | None:
+    """Return what a container's labels and its name say; None when it was not made by us.
+
+    A container that waited for a task can't change its labels any more when it gets one; its name says which it has.
+    """
+    try:
+        store_id = labels[LABEL_STORE]
+        if LABEL_OWNER not in labels:
+            return SandboxLabels(store_id, int(labels[LABEL_TASK]), int(labels[LABEL_FENCE]))
+        if given := re.fullmatch(r"harness-.{0,12}-([0-9]+)-([0-9]+)", name):
+            return SandboxLabels(store_id, int(given[1]), int(given[2]))
+        until = datetime.fromtimestamp(int(labels[LABEL_UNTIL]), UTC)
+        return WarmLabels(store_id, labels[LABEL_OWNER], until)
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def container_arguments(
+    image: str,
+    shape: SandboxShape,
+    labels: SandboxLabels | WarmLabels,
+    *,
+    command: tuple[str, ...] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return keyword arguments for the SDK's ``create_container``, all but the name and the host config."""
     return {
         "image": image,
         "command": None,
-        "entrypoint": list(spec.command) if spec.command else None,
+        "entrypoint": list(command) if command else None,
         "user": SANDBOX_USER,
         "hostname": "sandbox",
-        "environment": dict(spec.environment),
+        "environment": dict(environment or {}),
         "stdin_open": True,
-        "labels": container_labels(spec.labels),
+        "labels": container_labels(labels),
         # Beside network_mode "none", which isolates as well: with this the engine leaves out its network hook
         # altogether, a process of its own that is half of a container's start (180 ms against 75).
-        "network_disabled": spec.network == "none",
+        "network_disabled": shape.network == "none",
     }
 
 
-def creation_body(image: str, spec: SandboxSpec, api_version: str) -> dict[str, Any]:
+def creation_body(
+    image: str,
+    shape: SandboxShape,
+    labels: SandboxLabels | WarmLabels,
+    api_version: str,
+    *,
+    command: tuple[str, ...] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return what the engine is sent to create a container; `harness.sandbox.proxy` lets nothing else through."""
-    host = HostConfig(version=api_version, **host_config(spec.limits, spec.network))
-    body = ContainerConfig(api_version, host_config=host, **container_arguments(image, spec))
+    host = HostConfig(version=api_version, **host_config(shape))
+    arguments = container_arguments(image, shape, labels, command=command, environment=environment)
+    body = ContainerConfig(api_version, host_config=host, **arguments)
     # As the SDK's own client does before it sends one.
     return {key: value for key, value in body.items() if value is not None}
 
 
-def host_config(limits: SandboxLimits, network: Literal["none", "open"]) -> dict[str, Any]:
+def update_body(shape: SandboxShape) -> dict[str, int]:
+    """Return what the engine is sent to give a container that waits the limits of another shape."""
+    return {
+        "Memory": shape.memory_bytes,
+        "MemorySwap": shape.memory_bytes,
+        "NanoCpus": nano_cpus(shape.cpus),
+        "PidsLimit": shape.max_processes,
+    }
+
+
+def nano_cpus(cpus: float) -> int:
+    """Return the engine's unit of processor time."""
+    return round(cpus * 1_000_000_000)
+
+
+def host_config(shape: SandboxShape) -> dict[str, Any]:
     """Return keyword arguments for the SDK's ``create_host_config``."""
     return {
-        "mem_limit": limits.memory_bytes,
+        "mem_limit": shape.memory_bytes,
         # Equal to mem_limit: no swap. Left out, the engine adds the same again in swap.
-        "memswap_limit": limits.memory_bytes,
-        "nano_cpus": round(limits.cpus * 1_000_000_000),
-        "pids_limit": limits.max_processes,
-        "network_mode": "none" if network == "none" else "bridge",
+        "memswap_limit": shape.memory_bytes,
+        "nano_cpus": nano_cpus(shape.cpus),
+        "pids_limit": shape.max_processes,
+        "network_mode": "none" if shape.network == "none" else "bridge",
         "read_only": True,
-        "tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,mode=1777,size={limits.tmp_bytes}"},  # noqa: S108
-        "shm_size": min(limits.tmp_bytes, MAX_SHM_BYTES),
+        "tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,mode=1777,size={shape.tmp_bytes}"},  # noqa: S108
+        "shm_size": min(shape.tmp_bytes, MAX_SHM_BYTES),
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "ipc_mode": "private",

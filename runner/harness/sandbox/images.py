@@ -57,6 +57,11 @@ def image_sources() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[3] / "sandbox-images"
 
 
+def is_fixed(image: str) -> bool:
+    """Return whether an image's name stands for one image for ever: a digest, or the hash in ours."""
+    return "@sha256:" in image or image.startswith(f"{REPOSITORY}:")
+
+
 class SandboxImages:
     """The sandbox images of one engine."""
 

@@ -20,7 +20,17 @@ from docker import APIClient
 from harness.config import MIB
 from harness.errors import EngineUnavailableError, HarnessError
 from harness.models import Reason
-from harness.ports import BeforeStop, Clock, OutputSink, SandboxJob, SandboxResult, SandboxSpec, SandboxUsage
+from harness.ports import (
+    BeforeStop,
+    Clock,
+    OutputSink,
+    SandboxJob,
+    SandboxOrigin,
+    SandboxResult,
+    SandboxSpec,
+    SandboxUsage,
+)
+from harness.sandbox.containers import Started
 from harness.sandbox.engine import Engine, EngineRefusedError, demultiplex
 from harness.sandbox.frames import BadFrameError, ResultScanner, encode_frame
 from harness.sandbox.stats import cpu_nanoseconds, is_running, usage_from_stats
@@ -43,17 +53,18 @@ class DockerSession:
         self,
         engine: Engine,
         spec: SandboxSpec,
-        container_id: str,
+        started: Started,
+        origin: SandboxOrigin,
         start_seconds: float,
-        attached: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         clock: Clock,
     ) -> None:
-        self.container_id = container_id
+        self.container_id = started.container_id
+        self.origin = origin
         self.start_seconds = start_seconds
         self._engine = engine
         self._limits = spec.limits
         self._supervised = spec.command is None
-        self._reader, self._writer = attached
+        self._reader, self._writer = started.reader, started.writer
         self._clock = clock
         self._before_stop: BeforeStop | None = None
         self._stopped: tuple[Reason, str] | None = None

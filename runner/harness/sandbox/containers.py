@@ -1,0 +1,172 @@
+"""`Containers`: what is done with single containers of one engine, from creation to removal. The only maker of them.
+
+Whatever begins here is ended here: a container whose start fails, or is cancelled, is gone when `start` raises, and
+`close` removes what nobody discarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from docker import APIClient
+
+from harness.aio import uninterrupted
+from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
+from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, SandboxShape, WarmLabels
+from harness.sandbox.engine import Engine, EngineRefusedError
+from harness.sandbox.hostconfig import (
+    LABEL_STORE,
+    container_arguments,
+    host_config,
+    read_labels,
+    update_body,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Tries to remove a container, and the pause between two, in seconds.
+REMOVE_TRIES = 20
+REMOVE_PAUSE_SECONDS = 0.5
+#: Between two tries to name a container, in seconds.
+NAME_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Started:
+    """A started container, and the streams attached to it before the start."""
+
+    #: The name it was created with, by which it is removed.
+    name: str
+    container_id: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @property
+    def seems_alive(self) -> bool:
+        """Whether its connection is."""
+        return not self.reader.at_eof() and not self.writer.transport.is_closing()
+
+
+class Containers:
+    """The containers of one engine."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        #: Those that are not discarded yet, by the name or id to remove them by.
+        self._open: set[str] = set()
+
+    async def start(
+        self,
+        name: str,
+        image: str,
+        shape: SandboxShape,
+        labels: SandboxLabels | WarmLabels,
+        *,
+        command: tuple[str, ...] | None = None,
+        environment: Mapping[str, str] | None = None,
+        before_start: BeforeStart | None = None,
+    ) -> Started:
+        """Create, attach, start; `before_start` is called just before the last.
+
+        Raises:
+            SandboxError: The engine refused, or does not answer.
+        """
+        self._open.add(name)
+        writer = None
+        try:
+            arguments = container_arguments(image, shape, labels, command=command, environment=environment)
+
+            def create(client: APIClient) -> str:
+                host = client.create_host_config(**host_config(shape))
+                return str(client.create_container(name=name, host_config=host, **arguments)["Id"])
+
+            try:
+                container_id = await uninterrupted(self._engine.call(create))
+            except ImageMissingError as error:
+                remedy = f"docker pull {image}" if shape.image else "harness images build"
+                raise ImageMissingError(
+                    f"the engine does not have the image {image!r}; run: {remedy}"
+                ) from error
+            reader, writer = await self._engine.open_attach(container_id)
+            if before_start is not None:
+                before_start()
+            await uninterrupted(self._engine.call(APIClient.start, container_id))
+        except BaseException:
+            if writer is not None:
+                writer.transport.abort()
+            await uninterrupted(self._discard(name))
+            raise
+        return Started(name, container_id, reader, writer)
+
+    async def adapt(self, container_id: str, shape: SandboxShape) -> None:
+        """Give a container the limits of memory, processor and processes of `shape`, by one call."""
+        await self._engine.post(f"/containers/{container_id}/update", body=update_body(shape))
+
+    async def rename(self, container_id: str, name: str) -> None:
+        """Rename a container; try again while the engine does not answer, for as long as the container is there."""
+        while True:
+            try:
+                await self._engine.post(f"/containers/{container_id}/rename", query={"name": name})
+            except EngineRefusedError as error:
+                logger.warning("container %s keeps its name: %s", container_id, error)
+                return
+            except EngineUnavailableError as error:
+                logger.warning("container %s not named yet: %s", container_id, error)
+                await self._clock.sleep(NAME_PAUSE_SECONDS)
+            else:
+                return
+
+    async def discard(self, started: Started) -> None:
+        """Remove a container in any case; one that the engine can't remove is left to the sweeps, and reported."""
+        # A plain close would first wait to send what a program leaves unread.
+        started.writer.transport.abort()
+        await uninterrupted(self._discard(started.name))
+
+    async def _discard(self, name: str) -> None:
+        if name not in self._open:
+            return  # `close` was faster
+        self._open.discard(name)
+        try:
+            await self.remove(name)
+        except SandboxError as error:
+            # Its labels stay, so every later sweep finds it and tries again.
+            logger.error("container quarantined: %s", error, extra={"action": "container_quarantined"})
+
+    async def remove(self, container_id: str) -> None:
+        """Kill and remove a container; see `harness.ports.Sandbox.remove_container`."""
+        problem = ""
+        for attempt in range(REMOVE_TRIES):
+            if attempt:
+                await self._clock.sleep(REMOVE_PAUSE_SECONDS)
+            try:
+                await self._engine.call(APIClient.remove_container, container_id, v=True, force=True)
+            except EngineRefusedError as error:
+                if error.status == 404:
+                    return
+                # 409 is "already in progress"; 500 can be a device that is busy for a moment.
+                problem = error.message
+            else:
+                return
+        raise SandboxError(f"container {container_id} can't be removed: {problem}")
+
+    async def owned(self, store_id: str) -> Sequence[OwnedContainer]:
+        """Return our containers of a store, in every state."""
+        wanted = {"label": f"{LABEL_STORE}={store_id}"}
+        found = []
+        for entry in await self._engine.call(APIClient.containers, all=True, filters=wanted):
+            # One that is being removed has no name any more.
+            name = (entry["Names"] or [""])[0].removeprefix("/")
+            labels = read_labels(entry["Labels"], name)
+            if labels is not None:
+                made_at = datetime.fromtimestamp(entry["Created"], UTC)
+                found.append(OwnedContainer(entry["Id"], labels, entry["State"], made_at))
+        return found
+
+    async def close(self) -> None:
+        """Remove what is left."""
+        await asyncio.gather(*map(self._discard, tuple(self._open)))
