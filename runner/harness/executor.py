@@ -16,7 +16,7 @@ from harness.config import MIB, AgentConfig
 from harness.errors import AgentBusyError, HarnessError, InvalidInputError
 from harness.jsontext import encode_document
 from harness.models import Agent, Claim, ExecutionResult, LoadedAgent, NewTask, Outcome, Reason, Task
-from harness.ports import Clock, OutputSink, Sandbox, SandboxLimits, Store
+from harness.ports import Clock, OutputSink, Sandbox, SandboxLimits, SandboxShape, Store, sandbox_shape
 from harness.recovery import sweep
 from harness.run import OnTask, RunParts, TaskRun
 from harness.settings import Settings, get_settings
@@ -105,7 +105,7 @@ class AgentExecutor:
         """
         parts = await self.resolve()
         if not self._swept:
-            await sweep(parts.store, parts.sandbox)
+            await sweep(parts.store, parts.sandbox, clock=parts.clock)
             self._swept = True
         if context is not None:
             encode_document(context, what="context", max_bytes=MAX_CONTEXT_BYTES)
@@ -144,6 +144,13 @@ class AgentExecutor:
             can_hand_back=can_hand_back,
         )
 
+    def shape_of(self, agent: Agent) -> SandboxShape | None:
+        """Return what the containers of an agent's runs are like; None where each has to be made for its run."""
+        if self._parts is None or agent.options.command is not None:
+            return None
+        limits = self._limits(agent.options, self._parts.settings)
+        return sandbox_shape(limits, image=agent.options.image, network=agent.options.network)
+
     async def _create_claimed(self, parts: RunParts, new: NewTask) -> Task:
         claim = Claim(owner=self.owner, lease_seconds=parts.settings.lease_seconds)
         creating = asyncio.ensure_future(self._create_or_sweep(parts, new, claim))
@@ -158,7 +165,7 @@ class AgentExecutor:
             return await parts.store.create_task(new, claim=claim)
         except AgentBusyError:
             # Busy with a run whose runner died: then a sweep frees it.
-            await sweep(parts.store, parts.sandbox)
+            await sweep(parts.store, parts.sandbox, clock=parts.clock)
         return await parts.store.create_task(new, claim=claim)
 
     async def resolve(self) -> RunParts:

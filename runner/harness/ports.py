@@ -526,6 +526,20 @@ class SandboxShape:
     network: Literal["none", "open"] = "none"
 
 
+def sandbox_shape(
+    limits: SandboxLimits, *, image: str | None, network: Literal["none", "open"]
+) -> SandboxShape:
+    """Return the shape of containers with these limits."""
+    return SandboxShape(
+        image=image,
+        memory_bytes=limits.memory_bytes,
+        cpus=limits.cpus,
+        max_processes=limits.max_processes,
+        tmp_bytes=limits.tmp_bytes,
+        network=network,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What a container is made from. Holds nothing that must not show in ``docker inspect``."""
@@ -545,15 +559,7 @@ class SandboxSpec:
     @property
     def shape(self) -> SandboxShape:
         """What a warm container must be like to be used for this; of no use for a `command`."""
-        limits = self.limits
-        return SandboxShape(
-            image=self.image,
-            memory_bytes=limits.memory_bytes,
-            cpus=limits.cpus,
-            max_processes=limits.max_processes,
-            tmp_bytes=limits.tmp_bytes,
-            network=self.network,
-        )
+        return sandbox_shape(self.limits, image=self.image, network=self.network)
 
 
 @dataclass(frozen=True, slots=True)

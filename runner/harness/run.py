@@ -384,6 +384,7 @@ class TaskRun:
             command=None if options.command is None else tuple(options.command),
             environment={} if options.command is None else options.env,
             network=options.network,
+            owner=self.task.lease_owner,
         )
 
     def _job(self, context: dict[str, Any], run_count: int) -> SandboxJob:

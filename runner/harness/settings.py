@@ -125,6 +125,11 @@ class Settings(BaseSettings):
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
 
+    #: Containers that a worker keeps waiting for tasks it expects, so that their runs begin at once; 0: none. And about
+    #: how much memory they may take.
+    warm_containers: Annotated[int, Field(ge=0, le=1000)] = 4
+    warm_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+
     #: Keys that secrets are encrypted with, made by ``harness secrets keygen``, with commas between them: the first one
     #: encrypts, all decrypt.
     secrets_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,9 +21,12 @@ from harness.ports import (
     OwnedContainer,
     SandboxJob,
     SandboxLabels,
+    SandboxOrigin,
     SandboxResult,
+    SandboxShape,
     SandboxSpec,
     SandboxUsage,
+    WarmLabels,
 )
 from harness.store.sqlite import SqliteStore
 
@@ -131,6 +134,8 @@ class FakeSandbox:
         self.remove_error: SandboxError | None = None
         #: What every session says it uses.
         self.usage: SandboxUsage | None = None
+        #: What `keep_warm` was told, in order.
+        self.warm_orders: list[tuple[str, str, dict[SandboxShape, int], datetime]] = []
         #: Everything that was asked for, in order.
         self.specs: list[SandboxSpec] = []
         self.jobs: list[SandboxJob] = []
@@ -160,10 +165,15 @@ class FakeSandbox:
         async with self.job_began:
             await self.job_began.wait_for(lambda: self.running >= count)
 
-    def add_container(self, labels: SandboxLabels, state: str = "running") -> str:
+    def add_container(
+        self,
+        labels: SandboxLabels | WarmLabels,
+        state: str = "running",
+        made_at: datetime = datetime(2026, 1, 1, tzinfo=UTC),
+    ) -> str:
         """Add a container that nobody holds, such as a runner leaves when it dies; return its id."""
         container_id = f"fake-{next(self._ids)}"
-        self._containers[container_id] = (OwnedContainer(container_id, labels, state), None)
+        self._containers[container_id] = (OwnedContainer(container_id, labels, state, made_at), None)
         return container_id
 
     @asynccontextmanager
@@ -185,6 +195,12 @@ class FakeSandbox:
             yield session
         finally:
             self._containers.pop(container_id, None)
+
+    async def keep_warm(
+        self, store_id: str, owner: str, wanted: Mapping[SandboxShape, int], *, now: datetime
+    ) -> None:
+        """Note what is wanted; nothing is made."""
+        self.warm_orders.append((store_id, owner, dict(wanted), now))
 
     async def owned_containers(self, store_id: str) -> Sequence[OwnedContainer]:
         """Return the containers of a store."""
@@ -209,6 +225,7 @@ class FakeSession:
         """Made by `FakeSandbox.open`."""
         self.container_id = container_id
         self.start_seconds = 0.125
+        self.origin: SandboxOrigin = "cold"
         #: Whether its job has sent its output and not ended.
         self.is_running = False
         self._sandbox = sandbox

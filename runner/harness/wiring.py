@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.clock import SystemClock
+from harness.config import MIB
 from harness.ports import Clock, Store
 from harness.settings import Settings, get_settings
 
@@ -66,7 +67,13 @@ def make_sandbox(settings: Settings, clock: Clock) -> DockerSandbox:
     from harness.sandbox.locate import find_engine
 
     engine = Engine(find_engine(settings))
-    return DockerSandbox(engine, SandboxImages(engine, default=settings.sandbox_image), clock=clock)
+    return DockerSandbox(
+        engine,
+        SandboxImages(engine, default=settings.sandbox_image),
+        clock=clock,
+        warm_containers=settings.warm_containers,
+        warm_bytes=settings.warm_memory_mb * MIB,
+    )
 
 
 @asynccontextmanager

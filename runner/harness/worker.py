@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
+from harness import warming
 from harness.aio import uninterrupted
 from harness.errors import AgentNotFoundError, EngineUnavailableError, HarnessError
 from harness.executor import AgentExecutor
@@ -22,6 +23,7 @@ from harness.models import Claim, LoadedAgent, Reason, Task
 from harness.polling import BACK_OFF_SECONDS, Outage, Pause
 from harness.recovery import sweep
 from harness.run import RunParts, TaskRun
+from harness.warming import Warming
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,13 @@ class Worker:
         self._executor = executor
         self._parts = parts
         self._max_concurrent = max_concurrent
+        self._warming = Warming(
+            parts.store,
+            parts.sandbox,
+            executor.shape_of,
+            owner=executor.owner,
+            max_containers=min(max_concurrent, parts.settings.warm_containers),
+        )
         self._closing = False
         self._engine_answers = False
         self._pause = Pause(parts.store, parts.clock)
@@ -68,6 +77,7 @@ class Worker:
             asyncio.create_task(self._claim_and_run()),
             asyncio.create_task(self._every(CANCEL_POLL_SECONDS, self._pass_cancellations_on, "cancelling")),
             asyncio.create_task(self._every(lease_seconds / SWEEPS_PER_LEASE, self._sweep, "sweeping")),
+            asyncio.create_task(self._every(warming.LOOK_SECONDS, self._warming.look, "warming")),
         ]
 
     def wake(self) -> None:
@@ -181,6 +191,7 @@ class Worker:
             me = asyncio.current_task()
             assert me is not None
             self._runs[me] = run
+            self._warming.began(loaded.agent)
             if self._closing:
                 await run.hand_back(_SHUT_DOWN)
             else:
@@ -220,7 +231,9 @@ class Worker:
         if self._steady_since is None:
             self._steady_since = began_at
         try:
-            await sweep(self._parts.store, self._parts.sandbox, believe=self._is_steady)
+            await sweep(
+                self._parts.store, self._parts.sandbox, clock=self._parts.clock, believe=self._is_steady
+            )
         except EngineUnavailableError:
             self._engine_answers = False
             raise

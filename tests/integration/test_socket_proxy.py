@@ -252,7 +252,7 @@ async def test_a_dangerous_container_is_refused_and_never_made(
     url: str, lab: Lab, dangerous: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = SandboxLabels(lab.store_id, 1, 1)
-    sent = creation_body(lab.image, SandboxSpec(LIMITS, labels), "1.41")
+    sent = creation_body(lab.image, SandboxSpec(LIMITS, labels).shape, labels, "1.41")
     sent["HostConfig"] |= dangerous
 
     status, message = await call(url, "POST", f"/v1.41/containers/create?name={container_name(labels)}", sent)
@@ -266,7 +266,7 @@ async def test_keys_that_are_there_twice_are_refused_though_the_last_ones_are_ha
     url: str, lab: Lab
 ) -> None:
     labels = SandboxLabels(lab.store_id, 1, 1)
-    text = json.dumps(creation_body(lab.image, SandboxSpec(LIMITS, labels), "1.41"))
+    text = json.dumps(creation_body(lab.image, SandboxSpec(LIMITS, labels).shape, labels, "1.41"))
     twice = '{"HostConfig": {"Privileged": true}, ' + text[1:]
     head = f"POST /v1.41/containers/create?name={container_name(labels)} HTTP/1.1\r\nContent-Length: {len(twice)}\r\n\r\n"
 

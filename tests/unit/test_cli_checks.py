@@ -121,7 +121,7 @@ async def test_a_container_is_in_use_only_under_its_own_live_lease() -> None:
     task = await store.create_task(NewTask(agent_id=agent.id), claim=Claim(owner="me", lease_seconds=30))
 
     def container(task_id: int, fence: int) -> OwnedContainer:
-        return OwnedContainer("id", SandboxLabels(store.store_id, task_id, fence), "running")
+        return OwnedContainer("id", SandboxLabels(store.store_id, task_id, fence), "running", clock.now())
 
     assert await _is_in_use(store, container(task.id, task.fence))
     assert not await _is_in_use(store, container(task.id, task.fence + 1))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import MIB
-from harness.ports import SandboxLabels, SandboxLimits
+from harness.ports import SandboxLabels, SandboxLimits, sandbox_shape
 from harness.sandbox.hostconfig import container_labels, container_name, host_config
 
 LIMITS = st.builds(
@@ -25,7 +25,7 @@ LIMITS = st.builds(
 
 def as_sent(limits: SandboxLimits, network: Any = "none") -> dict[str, Any]:
     """What the SDK makes of it, which is what the engine gets."""
-    return dict(HostConfig(version="1.41", **host_config(limits, network)))
+    return dict(HostConfig(version="1.41", **host_config(sandbox_shape(limits, image=None, network=network))))
 
 
 @given(limits=LIMITS, network=st.sampled_from(["none", "open"]))

@@ -11,6 +11,7 @@ import pytest
 
 from harness.models import Reason
 from harness.ports import OutputStream, SandboxJob, SandboxLabels, SandboxLimits, SandboxSpec
+from harness.sandbox.containers import Started
 from harness.sandbox.engine import Engine
 from harness.sandbox.frames import JOB_MAGIC, RESULT_MAGIC
 from harness.sandbox.session import DockerSession
@@ -64,10 +65,10 @@ class Bench:
         self.reader, self.wire, self.clock = asyncio.StreamReader(), Wire(), FakeClock()
         self.output: list[tuple[OutputStream, bytes]] = []
         self.stops: list[Reason] = []
-        attached = (self.reader, cast("asyncio.StreamWriter", self.wire))
+        started = Started("id", self.reader, cast("asyncio.StreamWriter", self.wire))
         spec = SandboxSpec(limits=LIMITS, labels=SandboxLabels("store", 1, 1))
         # No test here gets as far as asking the engine.
-        self.session = DockerSession(cast("Engine", None), spec, "id", 0.1, attached, self.clock)
+        self.session = DockerSession(cast("Engine", None), spec, started, "cold", 0.1, self.clock)
 
     async def run(self, context: dict[str, Any] | None = None) -> Any:
         async def before_stop(reason: Reason, message: str) -> None:

@@ -49,7 +49,9 @@ SPECS = st.builds(
 
 def body(**changes: Any) -> dict[str, Any]:
     """What the product sends, changed at the top."""
-    return creation_body("agent-harness/python:1", SandboxSpec(LIMITS, LABELS), VERSION) | changes
+    return (
+        creation_body("agent-harness/python:1", SandboxSpec(LIMITS, LABELS).shape, LABELS, VERSION) | changes
+    )
 
 
 def with_host(**changes: Any) -> dict[str, Any]:
@@ -67,7 +69,15 @@ def request(method: str, target: str, *, data: bytes = b"", upgrade: bool = Fals
 
 @given(spec=SPECS)
 def test_whatever_the_product_creates_passes_and_reaches_the_engine_unchanged(spec: SandboxSpec) -> None:
-    sent = json.loads(json.dumps(creation_body("ghcr.io/some/agent:v1", spec, VERSION)))
+    made = creation_body(
+        "ghcr.io/some/agent:v1",
+        spec.shape,
+        spec.labels,
+        VERSION,
+        command=spec.command,
+        environment=spec.environment,
+    )
+    sent = json.loads(json.dumps(made))
 
     assert check_creation(sent, container_name(spec.labels), VERSION) == sent
 

@@ -347,12 +347,16 @@ def _compare(asked: SandboxLimits, told: ContainerLimits) -> None:
 async def _is_in_use(store: Store, container: OwnedContainer) -> bool:
     from harness.errors import TaskNotFoundError
     from harness.models import TaskStatus
+    from harness.ports import WarmLabels
 
+    labels = container.labels
+    if isinstance(labels, WarmLabels):
+        return container.state == "running" and await store.now() < labels.until
     try:
-        task = await store.get_task(container.labels.task_id)
+        task = await store.get_task(labels.task_id)
     except TaskNotFoundError:
         return False
-    holds = task.status is TaskStatus.RUNNING and task.fence == container.labels.fence
+    holds = task.status is TaskStatus.RUNNING and task.fence == labels.fence
     return holds and task.due_at is not None and task.due_at > await store.now()
 
 

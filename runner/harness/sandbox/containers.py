@@ -39,8 +39,6 @@ NAME_PAUSE_SECONDS = 0.5
 class Started:
     """A started container, and the streams attached to it before the start."""
 
-    #: The name it was created with, by which it is removed.
-    name: str
     container_id: str
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -76,8 +74,9 @@ class Containers:
         Raises:
             SandboxError: The engine refused, or does not answer.
         """
+        # Until its id is known, which it keeps when it is renamed.
+        removable, writer = name, None
         self._open.add(name)
-        writer = None
         try:
             arguments = container_arguments(image, shape, labels, command=command, environment=environment)
 
@@ -92,6 +91,8 @@ class Containers:
                 raise ImageMissingError(
                     f"the engine does not have the image {image!r}; run: {remedy}"
                 ) from error
+            self._open.remove(name)
+            self._open.add(removable := container_id)
             reader, writer = await self._engine.open_attach(container_id)
             if before_start is not None:
                 before_start()
@@ -99,9 +100,9 @@ class Containers:
         except BaseException:
             if writer is not None:
                 writer.transport.abort()
-            await uninterrupted(self._discard(name))
+            await uninterrupted(self._discard(removable))
             raise
-        return Started(name, container_id, reader, writer)
+        return Started(container_id, reader, writer)
 
     async def adapt(self, container_id: str, shape: SandboxShape) -> None:
         """Give a container the limits of memory, processor and processes of `shape`, by one call."""
@@ -125,14 +126,14 @@ class Containers:
         """Remove a container in any case; one that the engine can't remove is left to the sweeps, and reported."""
         # A plain close would first wait to send what a program leaves unread.
         started.writer.transport.abort()
-        await uninterrupted(self._discard(started.name))
+        await uninterrupted(self._discard(started.container_id))
 
-    async def _discard(self, name: str) -> None:
-        if name not in self._open:
+    async def _discard(self, name_or_id: str) -> None:
+        if name_or_id not in self._open:
             return  # `close` was faster
-        self._open.discard(name)
+        self._open.discard(name_or_id)
         try:
-            await self.remove(name)
+            await self.remove(name_or_id)
         except SandboxError as error:
             # Its labels stay, so every later sweep finds it and tries again.
             logger.error("container quarantined: %s", error, extra={"action": "container_quarantined"})

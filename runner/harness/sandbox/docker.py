@@ -69,7 +69,7 @@ class DockerSandbox:
         self.engine = engine
         self.images = images
         self._clock = clock or SystemClock()
-        self._dispatch = Dispatch()
+        self._dispatch = Dispatch(self._clock)
         self._containers = Containers(engine, self._clock)
         self.pool = WarmPool(
             self, self._dispatch, self._clock, max_containers=warm_containers, max_bytes=warm_bytes

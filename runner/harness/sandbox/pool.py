@@ -193,10 +193,9 @@ class WarmPool:
         room = self.max_containers
         for owner, order in self._orders.items():
             for shape, count in order.wanted.items():
-                count = min(count, room)
-                room -= count
-                if self._have(owner, shape) < count:
+                if self._have(owner, shape) < min(count, room):
                     return owner, shape
+                room -= min(count, room)
         return None
 
     def _total(self) -> int:

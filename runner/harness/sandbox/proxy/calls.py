@@ -15,7 +15,14 @@ from urllib.parse import parse_qsl, urlencode
 
 from harness.sandbox.hostconfig import LABEL_STORE
 from harness.sandbox.images import BASE_REPOSITORY, REPOSITORY
-from harness.sandbox.proxy.creation import CONTAINER_NAME, IMAGE, STORE_ID, check_creation
+from harness.sandbox.proxy.creation import (
+    ATTEMPT_NAME,
+    CONTAINER_NAME,
+    IMAGE,
+    STORE_ID,
+    check_creation,
+    check_update,
+)
 from harness.sandbox.proxy.request import RefusedError, Request, parse_json
 
 #: Before it, starting a container took a body of its own. Also the first with one-shot statistics.
@@ -42,6 +49,10 @@ def _check_filters(text: str, key: str, pattern: str) -> str:
                 case [str(value)] if re.fullmatch(pattern, value):
                     return json.dumps({key: [value]})
     raise RefusedError(f"filters = {text[:120]!r} is not let through; it must be one {key} of ours")
+
+
+def _check_update(body: Any, _name: str, _api_version: str) -> dict[str, Any]:
+    return check_update(body)
 
 
 #: A regular expression for the whole value, or what checks and rewrites it.
@@ -83,6 +94,8 @@ _RULES = (
         is_upgrade=True,
     ),
     _Rule("POST", f"{_CONTAINER}/start"),
+    _Rule("POST", f"{_CONTAINER}/rename", {"name": ATTEMPT_NAME}),
+    _Rule("POST", f"{_CONTAINER}/update", check_body=_check_update),
     _Rule("POST", f"{_CONTAINER}/wait", {"condition": "not-running"}),
     _Rule("GET", f"{_CONTAINER}/json"),
     _Rule("GET", f"{_CONTAINER}/stats", {"stream": _FLAG, "one-shot": _FLAG}),
@@ -135,7 +148,7 @@ def _checked(request: Request, rule: _Rule, match: re.Match[str]) -> Call:
     body = b""
     if rule.check_body is not None:
         sent = parse_json(request.body, "the body")
-        body = json.dumps(rule.check_body(sent, query["name"], version)).encode()
+        body = json.dumps(rule.check_body(sent, query.get("name", ""), version)).encode()
     elif request.body:
         raise RefusedError(f"{request.method} {request.path[:120]} with a body is not let through")
     path, container = request.path, groups.get("container")

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from harness.ports import SandboxLabels, SandboxLimits, SandboxSpec
+from harness.ports import SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.hostconfig import (
-    LABEL_FENCE,
     LABEL_STORE,
-    LABEL_TASK,
     container_name,
     creation_body,
+    read_labels,
+    update_body,
+    warm_name,
 )
 from harness.sandbox.proxy.request import RefusedError
 
@@ -27,8 +28,11 @@ _REGISTRY = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?/)?"
 #: A name, with a tag, a digest or both, as in distribution's reference grammar; or an image's id.
 IMAGE = rf"{_REGISTRY}{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
 STORE_ID = r"[A-Za-z0-9_-]{1,64}"
-#: Names by `container_name`.
-CONTAINER_NAME = r"harness-[A-Za-z0-9_-]{1,12}-[0-9]{1,18}-[0-9]{1,18}"
+_WARM_PART = "[0-9a-f]{12}"
+#: Names by `container_name`, and those by `warm_name` as well.
+ATTEMPT_NAME = r"harness-[A-Za-z0-9_-]{1,12}-[0-9]{1,18}-[0-9]{1,18}"
+CONTAINER_NAME = rf"(?:{ATTEMPT_NAME}|harness-[A-Za-z0-9_-]{{1,12}}-warm-{_WARM_PART})"
+_OWNER = r"[A-Za-z0-9_.:-]{1,300}"
 
 _TMPFS_SIZE = re.compile(r"size=([1-9][0-9]{0,17})\b")
 #: What the engine itself demands at least.
@@ -48,8 +52,8 @@ def check_creation(body: Any, name: str, api_version: str) -> dict[str, Any]:
     Raises:
         RefusedError: It is not what the product would send; the message has the first difference.
     """
-    spec, image = _spec(body), _text(body, "Image", IMAGE, "Image")
-    expected = creation_body(image, spec, api_version)
+    shape, labels, image = _shape(body), _labels(body, name), _text(body, "Image", IMAGE, "Image")
+    expected = creation_body(image, shape, labels, api_version)
     for key, check in (("Env", _check_env), ("Entrypoint", _check_words)):
         expected.pop(key, None)
         if key in body:
@@ -57,58 +61,87 @@ def check_creation(body: Any, name: str, api_version: str) -> dict[str, Any]:
     difference = next(_differences(expected, body, ""), None)
     if difference is not None:
         raise RefusedError(f"a container with {difference} is not let through")
-    if name != container_name(spec.labels):
-        raise RefusedError(f"the container's name {name[:80]!r} does not fit its labels")
     return expected
 
 
-def owner_labels(labels: Any) -> SandboxLabels | None:
-    """Return the product's labels among those of a container; None: it is somebody else's."""
-    if not isinstance(labels, Mapping):
-        return None
-    store, task, fence = (labels.get(name) for name in (LABEL_STORE, LABEL_TASK, LABEL_FENCE))
-    if not (isinstance(store, str) and isinstance(task, str) and isinstance(fence, str)):
-        return None
-    if not re.fullmatch(STORE_ID, store) or not all(
-        re.fullmatch("[0-9]{1,18}", part) for part in (task, fence)
-    ):
-        return None
-    return SandboxLabels(store, int(task), int(fence))
+def check_update(body: Any) -> dict[str, Any]:
+    """Return the body to send to the engine to change a container's limits: memory, processor time and processes.
+
+    Raises:
+        RefusedError: It changes anything else, or takes a limit away.
+    """
+    if not isinstance(body, dict):
+        raise RefusedError("the body of an update must be a JSON object")
+    expected: dict[str, Any] = dict(update_body(_shape_of(body, tmp_bytes=0, network="none")))
+    difference = next(_differences(expected, body, ""), None)
+    if difference is not None:
+        raise RefusedError(f"an update with {difference} is not let through")
+    return expected
 
 
-def _spec(body: Any) -> SandboxSpec:
+def is_ours(labels: Any) -> bool:
+    """Return whether a container's labels are such as the product gives."""
+    return _read(labels) is not None
+
+
+def _read(given: Any) -> SandboxLabels | WarmLabels | None:
+    """Return what well-formed labels say. By themselves: what a name says counts only where the engine says it."""
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        return None
+    labels = read_labels(given, "")
+    return labels if labels is not None and _is_well_formed(labels) else None
+
+
+def _is_well_formed(labels: SandboxLabels | WarmLabels) -> bool:
+    if not re.fullmatch(STORE_ID, labels.store_id):
+        return False
+    if isinstance(labels, WarmLabels):
+        return re.fullmatch(_OWNER, labels.owner) is not None
+    return 0 <= labels.task_id < _MAX_NUMBER and 0 <= labels.fence < _MAX_NUMBER
+
+
+def _labels(body: Any, name: str) -> SandboxLabels | WarmLabels:
+    """Return the labels in a body, which fit the container's name; that there are no others is seen later."""
+    labels = _read(body.get("Labels"))
+    if labels is None:
+        raise RefusedError(
+            f"a container without the labels {LABEL_STORE}, -.task and -.fence, or -.owner and -.until, "
+            "is not let through"
+        )
+    if isinstance(labels, WarmLabels):
+        is_named = re.fullmatch(re.escape(warm_name(labels.store_id, "")) + _WARM_PART, name) is not None
+    else:
+        is_named = name == container_name(labels)
+    if not is_named:
+        raise RefusedError(f"the container's name {name[:80]!r} does not fit its labels")
+    return labels
+
+
+def _shape(body: Any) -> SandboxShape:
     if not isinstance(body, dict):
         raise RefusedError("the body of a creation must be a JSON object")
     host = body.get("HostConfig")
     if not isinstance(host, dict):
         raise RefusedError("a container without a HostConfig is not let through")
-    labels = owner_labels(body.get("Labels"))
-    if labels is None:
-        raise RefusedError(
-            f"a container without the labels {LABEL_STORE}, -.task and -.fence is not let through"
-        )
     network = host.get("NetworkMode")
     if not isinstance(network, str) or network not in _NETWORKS:
         raise RefusedError(f"a container with HostConfig.NetworkMode = {_shown(network)} is not let through")
-    return SandboxSpec(limits=_limits(host), labels=labels, network=_NETWORKS[network])
-
-
-def _limits(host: dict[str, Any]) -> SandboxLimits:
     tmpfs = host.get("Tmpfs")
     options = tmpfs.get("/tmp") if isinstance(tmpfs, dict) else None  # noqa: S108 - a path in a container
     size = _TMPFS_SIZE.search(options) if isinstance(options, str) else None
     if size is None:
         raise RefusedError("a container without a size for the tmpfs at /tmp is not let through")
-    return SandboxLimits(
+    return _shape_of(host, tmp_bytes=int(size[1]), network=_NETWORKS[network])
+
+
+def _shape_of(host: dict[str, Any], *, tmp_bytes: int, network: Literal["none", "open"]) -> SandboxShape:
+    return SandboxShape(
+        image=None,
         memory_bytes=_number(host, "Memory", _MIN_MEMORY_BYTES),
         cpus=_number(host, "NanoCpus", 1) / 1_000_000_000,
         max_processes=_number(host, "PidsLimit", 1),
-        tmp_bytes=int(size[1]),
-        # Not the engine's business.
-        timeout_seconds=0,
-        grace_seconds=0,
-        output_bytes=0,
-        state_bytes=0,
+        tmp_bytes=tmp_bytes,
+        network=network,
     )
 
 
@@ -117,7 +150,7 @@ def _number(host: dict[str, Any], key: str, least: int) -> int:
     # A limit of 0 or -1 is none, to the engine.
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAX_NUMBER:
         raise RefusedError(
-            f"a container with HostConfig.{key} = {_shown(value)} is not let through; it must be {least} at least"
+            f"a container with {key} = {_shown(value)} is not let through; it must be {least} at least"
         )
     return value
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from harness.errors import AddressUnavailableError, EngineUnavailableError, InvalidInputError
 from harness.sandbox.engine import close_stream
 from harness.sandbox.proxy.calls import MIN_API_MINOR, Call, check_call
-from harness.sandbox.proxy.creation import owner_labels
+from harness.sandbox.proxy.creation import is_ours
 from harness.sandbox.proxy.request import (
     MAX_HEAD_BYTES,
     RefusedError,
@@ -158,7 +158,7 @@ class SocketProxy:
         if answer is None:
             return None
         container_id, labels = answer.get("Id"), (answer.get("Config") or {}).get("Labels")
-        if owner_labels(labels) is None:
+        if not is_ours(labels):
             raise RefusedError(f"the container {given} is not one of ours")
         # By the id from here on: a name can be given to another container in the meantime.
         assert isinstance(container_id, str)
