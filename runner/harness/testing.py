@@ -7,7 +7,7 @@ import heapq
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from harness.errors import SandboxError
@@ -175,6 +175,11 @@ class FakeSandbox:
         container_id = f"fake-{next(self._ids)}"
         self._containers[container_id] = (OwnedContainer(container_id, labels, state, made_at), None)
         return container_id
+
+    def give(self, container_id: str, labels: SandboxLabels) -> None:
+        """Have a container that waits for a task be given to an attempt, as its name then says."""
+        owned, session = self._containers[container_id]
+        self._containers[container_id] = (replace(owned, labels=labels), session)
 
     @asynccontextmanager
     async def open(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from harness import recovery
 from harness.errors import EngineUnavailableError, LeaseLostError, SandboxError
 from harness.models import AgentDraft, Claim, NewTask, Outcome, Reason, Task, TaskStatus
-from harness.ports import OwnedContainer, SandboxLabels
-from harness.recovery import sweep
+from harness.ports import WARM_NAMING_SECONDS, OwnedContainer, SandboxLabels, WarmLabels
+from harness.recovery import CREATED_SECONDS, SweepReport, sweep
 from harness.testing import FakeClock, FakeSandbox, MemoryStore
 
 LEASE_SECONDS = 30.0
@@ -29,6 +30,20 @@ class World:
     def container(self, task: Task, *, fence: int | None = None, state: str = "running") -> str:
         labels = SandboxLabels(self.store.store_id, task.id, task.fence if fence is None else fence)
         return self.sandbox.add_container(labels, state)
+
+    def waiting(self, *, owner: str = CLAIM.owner, state: str = "running", seconds: float = 900) -> str:
+        """Add a container that waits for a task."""
+        labels = WarmLabels(self.store.store_id, owner, self.clock.now() + timedelta(seconds=seconds))
+        return self.sandbox.add_container(labels, state, self.clock.now())
+
+    async def sweep_slowly(self) -> SweepReport:
+        """Sweep, time going on when it is waited for."""
+        sweeping = asyncio.create_task(sweep(self.store, self.sandbox, clock=self.clock))
+        while not sweeping.done():
+            await asyncio.sleep(0)
+            if self.clock.sleepers:
+                await self.clock.advance(0.25)
+        return await sweeping
 
     async def containers(self) -> list[str]:
         return [owned.container_id for owned in await self.sandbox.owned_containers(self.store.store_id)]
@@ -233,3 +248,80 @@ async def test_more_lost_tasks_than_a_sweep_looks_at_go_in_the_next(
 
     assert [len(batch) for batch in lost] == [2, 2, 1, 0]
     assert {task_id for batch in lost for task_id in batch} == {task.id for task in tasks}
+
+
+# Containers that wait for a task
+
+
+async def test_what_a_living_runner_keeps_waiting_stays(world: World) -> None:
+    waiting = [world.waiting(), world.waiting(state="created")]
+
+    assert (await world.sweep_slowly()).removed_containers == 0
+    assert await world.containers() == waiting
+
+
+@pytest.mark.parametrize("state", ["exited", "dead", "removing"])
+async def test_one_that_waits_no_more_goes(world: World, state: str) -> None:
+    world.waiting(state=state)
+
+    assert (await world.sweep_slowly()).removed_containers == 1
+
+
+async def test_one_that_waits_longer_than_anybody_needs_it_goes(world: World) -> None:
+    world.waiting(seconds=10)
+    await world.clock.advance(11)
+
+    assert (await world.sweep_slowly()).removed_containers == 1
+
+
+async def test_one_that_was_made_and_never_started_goes(world: World) -> None:
+    world.waiting(state="created")
+    await world.clock.advance(CREATED_SECONDS + 1)
+
+    assert (await world.sweep_slowly()).removed_containers == 1
+
+
+async def test_where_a_lease_ran_out_its_owners_unnamed_containers_go_before_the_task_does(
+    world: World,
+) -> None:
+    task = await world.running_task()
+    mine, others = world.waiting(), world.waiting(owner="another runner")
+    await world.let_leases_end()
+
+    report = await world.sweep_slowly()
+
+    assert mine != others
+    assert (report.removed_containers, report.lost_tasks) == (1, (task.id,))
+    assert await world.containers() == [others]
+
+
+async def test_a_container_that_gets_its_name_in_time_is_judged_by_its_own_task(world: World) -> None:
+    lost, alive = await world.running_task(), await world.running_task()
+    unnamed = world.waiting()
+    await world.let_leases_end()
+    await world.store.extend_lease(alive.id, alive.fence, LEASE_SECONDS)
+
+    async def name_it() -> None:
+        await world.clock.sleep(WARM_NAMING_SECONDS / 2)
+        world.sandbox.give(unnamed, SandboxLabels(world.store.store_id, alive.id, alive.fence))
+
+    naming = asyncio.create_task(name_it())
+    report = await world.sweep_slowly()
+    await naming
+
+    assert report.lost_tasks == (lost.id,)
+    assert await world.containers() == [unnamed]
+
+
+async def test_an_unnamed_container_that_will_not_go_keeps_its_owners_tasks_from_being_given_up(
+    world: World,
+) -> None:
+    task = await world.running_task()
+    world.waiting()
+    await world.let_leases_end()
+    world.sandbox.remove_error = SandboxError("device or resource busy")
+
+    assert (await world.sweep_slowly()).lost_tasks == ()
+    assert (await world.store.get_task(task.id)).status is TaskStatus.RUNNING
+    world.sandbox.remove_error = None
+    assert (await world.sweep_slowly()).lost_tasks == (task.id,)

@@ -117,10 +117,10 @@ class WarmPool:
         #: The oldest first.
         self._spares: list[Spare] = []
         self._making: Counter[tuple[_Owner, SandboxShape]] = Counter()
-        self._leaving = 0
         #: Set when a loop may have something to do.
         self._changed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self._under_way: set[asyncio.Future[Spare]] = set()
         self._pause_seconds = 0.0
         self._closed = False
 
@@ -169,7 +169,9 @@ class WarmPool:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
-        spares, self._spares = self._spares, []
+        ended = await asyncio.gather(*self._under_way, return_exceptions=True)
+        spares = [*self._spares, *(made for made in ended if isinstance(made, Spare))]
+        self._spares = []
         await asyncio.gather(*map(self._maker.discard_spare, spares))
 
     # What there should be
@@ -198,9 +200,6 @@ class WarmPool:
                 room -= min(count, room)
         return None
 
-    def _total(self) -> int:
-        return len(self._spares) + self._making.total() + self._leaving
-
     # The loops
 
     async def _refill(self) -> None:
@@ -214,25 +213,34 @@ class WarmPool:
                 continue
             if self._available() < MIN_AVAILABLE:
                 await self._clock.sleep(LOOK_SECONDS)
-            elif self._total() < self.max_containers:
+                continue
+            self._making[missing] += 1
+            try:
+                await self._make_room()
                 await self._make(*missing)
-            elif (surplus := next(filter(self._is_surplus, self._spares), None)) is not None:
-                await self._discard(surplus)
-            else:
-                # The others' are on their way out.
-                await self._clock.sleep(0.1)
+            finally:
+                self._making[missing] -= 1
+            if self._pause_seconds:
+                await self._clock.sleep(self._pause_seconds)
 
-    def _is_surplus(self, spare: Spare) -> bool:
-        return self._surplus(spare) > 0
+    async def _make_room(self) -> None:
+        """Throw away what is wanted least, if one more would be too many."""
+        if len(self._spares) + self._making.total() > self.max_containers:
+            surplus = next((spare for spare in self._spares if self._surplus(spare) > 0), None)
+            # None: what is too much is just being made, and goes with the next look.
+            if surplus is not None:
+                await self._discard(surplus)
 
     async def _make(self, owner: _Owner, shape: SandboxShape) -> None:
         began = self._clock.monotonic()
         order = self._orders[owner]
         made_at = order.store_now + timedelta(seconds=began - order.given_at)
         labels = WarmLabels(*owner, until=made_at + timedelta(seconds=LEASE_SECONDS))
-        self._making[owner, shape] += 1
+        making = asyncio.ensure_future(self._maker.make_spare(shape, labels))
+        self._under_way.add(making)
         try:
-            spare = await uninterrupted(self._maker.make_spare(shape, labels))
+            # Shielded, as one that is being made when the pool closes is to be found and removed.
+            spare = await asyncio.shield(making)
         except SandboxError as error:
             self._pause_seconds = min(max(FIRST_PAUSE_SECONDS, self._pause_seconds * 2), LAST_PAUSE_SECONDS)
             logger.warning("no container can be kept warm: %s", error, extra={"action": "warming_failed"})
@@ -240,10 +248,7 @@ class WarmPool:
             self._spares.append(spare)
             took = self._clock.monotonic() - began
             self._pause_seconds = took * REST_FACTOR if took > SLOW_SECONDS else 0.0
-        finally:
-            self._making[owner, shape] -= 1
-        if self._pause_seconds:
-            await self._clock.sleep(self._pause_seconds)
+        self._under_way.discard(making)
 
     async def _look_after(self) -> None:
         while True:
@@ -259,6 +264,7 @@ class WarmPool:
                 if is_short or is_old or not spare.started.seems_alive:
                     await self._dispatch.quiet()
                     await self._discard(spare)
+            await self._make_room()
             # What is missing may be so because of the time.
             self._changed.set()
 
@@ -266,11 +272,7 @@ class WarmPool:
         if spare not in self._spares:
             return  # a run was faster
         self._spares.remove(spare)
-        self._leaving += 1
-        try:
-            await uninterrupted(self._maker.discard_spare(spare))
-        finally:
-            self._leaving -= 1
+        await uninterrupted(self._maker.discard_spare(spare))
 
 
 def _adapted(from_shape: SandboxShape, to_shape: SandboxShape) -> SandboxShape:
