@@ -19,7 +19,7 @@ from harness.errors import EngineUnavailableError
 from harness.models import Reason
 from harness.ports import SandboxJob
 from harness.recovery import sweep
-from harness.sandbox import docker as docker_module
+from harness.sandbox import containers as containers_module
 from harness.sandbox import engine as engine_module
 from harness.sandbox import session as session_module
 from harness.sandbox.docker import DockerSandbox
@@ -132,7 +132,7 @@ async def test_an_engine_that_hangs_delays_the_end_by_a_bound(
 ) -> None:
     monkeypatch.setattr(session_module, "KILL_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(engine_module, "CONTROL_TIMEOUT_SECONDS", 2)
-    monkeypatch.setattr(docker_module, "REMOVE_TRIES", 2)
+    monkeypatch.setattr(containers_module, "REMOVE_TRIES", 2)
     job = SandboxJob(context={}, task={}, files={"main.py": STARTED})
     spoke = asyncio.Event()
 

@@ -238,11 +238,14 @@ async def all_chunks(site: Site, task: Task) -> list[LogChunk]:
 
 
 async def inspect_is_clean(site: Site) -> None:
-    (container,) = await site.sandbox.owned_containers(site.store.store_id)
-    for ask in (APIClient.inspect_container, APIClient.top):
-        assert_clean(ask.__name__, json.dumps(await site.sandbox.engine.call(ask, container.container_id)))
-        shown = json.dumps(await site.sandbox.engine.call(ask, container.container_id), ensure_ascii=False)
-        assert_clean(ask.__name__, shown)
+    """Of the one that runs, and of those that wait."""
+    containers = await site.sandbox.owned_containers(site.store.store_id)
+    assert containers
+    for container in containers:
+        for ask in (APIClient.inspect_container, APIClient.top):
+            said = await site.sandbox.engine.call(ask, container.container_id)
+            assert_clean(ask.__name__, json.dumps(said))
+            assert_clean(ask.__name__, json.dumps(said, ensure_ascii=False))
 
 
 def get_paths(agent: Agent, tasks: list[Task]) -> Iterator[str]:
