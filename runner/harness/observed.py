@@ -172,7 +172,7 @@ class _ObservedSandbox:
         try:
             async with self._sandbox.open(spec, before_start=before_start) as session:
                 has_started = True
-                telemetry.sandbox_started(spec.labels, session.start_seconds)
+                telemetry.sandbox_started(spec.labels, session.origin, session.start_seconds)
                 yield cast("SandboxSession", _ObservedSession(session, spec.labels, telemetry))
         except BaseException as error:
             if not has_started:

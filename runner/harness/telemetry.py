@@ -7,7 +7,7 @@ it. Prometheus and OpenTelemetry are behind it, in the server's package.
 from __future__ import annotations
 
 from harness.models import Attempt, NewTask, Task
-from harness.ports import SandboxLabels, SandboxResult
+from harness.ports import SandboxLabels, SandboxOrigin, SandboxResult
 
 
 class Telemetry:
@@ -42,8 +42,8 @@ class Telemetry:
     def task_ended(self, task: Task) -> None:
         """A task is final; told after the end of its attempt, if it had one. A retry by hand lets it end once more."""
 
-    def sandbox_started(self, labels: SandboxLabels, seconds: float) -> None:
-        """A container is there and started, `seconds` after it was asked for."""
+    def sandbox_started(self, labels: SandboxLabels, origin: SandboxOrigin, seconds: float) -> None:
+        """A container is there, `seconds` after it was asked for: one that waited, or one just started."""
 
     def sandbox_failed(self, labels: SandboxLabels, error: BaseException) -> None:
         """A container that was asked for did not start, or must not any more."""
@@ -96,10 +96,10 @@ class Telemetries(Telemetry):
         for part in self._parts:
             part.task_ended(task)
 
-    def sandbox_started(self, labels: SandboxLabels, seconds: float) -> None:
+    def sandbox_started(self, labels: SandboxLabels, origin: SandboxOrigin, seconds: float) -> None:
         """Tell all."""
         for part in self._parts:
-            part.sandbox_started(labels, seconds)
+            part.sandbox_started(labels, origin, seconds)
 
     def sandbox_failed(self, labels: SandboxLabels, error: BaseException) -> None:
         """Tell all."""

@@ -23,7 +23,7 @@ from prometheus_client import (
 from harness.errors import HarnessError, LeaseLostError, StoreError
 from harness.models import Attempt, NewTask, Reason, SkipReason, Task, TaskStatus
 from harness.observed import MEASURED_METHODS
-from harness.ports import SandboxLabels
+from harness.ports import SandboxLabels, SandboxOrigin
 from harness.telemetry import Telemetry
 
 #: Upper bounds of histograms, in seconds. A call of the store takes a fraction of a millisecond at best, and gives up
@@ -92,7 +92,8 @@ class Metrics(Telemetry):
         )
         self._sandbox_starts = Histogram(
             "harness_sandbox_start_seconds",
-            "From the request for a container to its start.",
+            "From the request for a container to one that can take the job, by where it came from.",
+            ["origin"],
             buckets=_START_BUCKETS,
             registry=registry,
         )
@@ -191,9 +192,9 @@ class Metrics(Telemetry):
         """Count a task."""
         self._tasks.labels(task.reason or Reason.CANCELLED).inc()
 
-    def sandbox_started(self, labels: SandboxLabels, seconds: float) -> None:
+    def sandbox_started(self, labels: SandboxLabels, origin: SandboxOrigin, seconds: float) -> None:
         """Time a start."""
-        self._sandbox_starts.observe(seconds)
+        self._sandbox_starts.labels(origin).observe(seconds)
         self._containers.inc()
 
     def sandbox_failed(self, labels: SandboxLabels, error: BaseException) -> None:

@@ -26,7 +26,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 
 from harness.errors import HarnessError
 from harness.models import Attempt, Reason, Task
-from harness.ports import SandboxLabels, SandboxResult
+from harness.ports import SandboxLabels, SandboxOrigin, SandboxResult
 from harness.telemetry import Telemetry
 
 #: Attempts whose end is awaited at most. One whose lease was lost may never be told to end.
@@ -101,9 +101,9 @@ class Tracing(Telemetry):
             _, oldest = self._attempts.popitem(last=False)
             oldest.span.end()
 
-    def sandbox_started(self, labels: SandboxLabels, seconds: float) -> None:
+    def sandbox_started(self, labels: SandboxLabels, origin: SandboxOrigin, seconds: float) -> None:
         """Trace a container's start."""
-        self._step(labels, "container start", seconds)
+        self._step(labels, "container start", seconds, {"harness.container_origin": origin})
 
     def sandbox_failed(self, labels: SandboxLabels, error: BaseException) -> None:
         """Take note of a container that did not start."""

@@ -199,14 +199,15 @@ def test_only_the_stores_own_failures_are_errors(metrics: Metrics) -> None:
 
 
 def test_containers_are_counted_up_and_down(metrics: Metrics) -> None:
-    metrics.sandbox_started(LABELS, 0.1)
-    metrics.sandbox_started(LABELS, 0.1)
+    metrics.sandbox_started(LABELS, "warm", 0.1)
+    metrics.sandbox_started(LABELS, "cold", 0.1)
     metrics.sandbox_ended(LABELS)
     metrics.sandbox_failed(LABELS, ImageMissingError("no image"))
     metrics.sandbox_failed(LABELS, LeaseLostError("not ours any more"))
     metrics.sandbox_failed(LABELS, RuntimeError("a bug"))
 
     assert value(metrics, "harness_running_containers") == 1
+    assert value(metrics, "harness_sandbox_start_seconds_count", origin="warm") == 1
     assert value(metrics, "harness_sandbox_failures_total", code="image_missing") == 1
     assert value(metrics, "harness_sandbox_failures_total", code="other") == 1
     assert value(metrics, "harness_sandbox_failures_total", code="lease_lost") is None

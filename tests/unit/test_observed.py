@@ -58,8 +58,8 @@ class Recorder(Telemetry):
     def task_ended(self, task: Task) -> None:
         self.told.append(("task_ended", task.id, task.reason))
 
-    def sandbox_started(self, labels: Any, seconds: float) -> None:
-        self.told.append(("sandbox_started", labels.task_id, labels.fence, seconds))
+    def sandbox_started(self, labels: Any, origin: str, seconds: float) -> None:
+        self.told.append(("sandbox_started", labels.task_id, labels.fence, origin, seconds))
 
     def sandbox_failed(self, labels: Any, error: BaseException) -> None:
         self.told.append(("sandbox_failed", labels.task_id, type(error)))
@@ -131,7 +131,7 @@ async def test_a_run_is_told_from_its_claim_to_its_end(
 
     assert recorder.told == [
         ("claimed", 1, 1),
-        ("sandbox_started", 1, 1, 0.125),
+        ("sandbox_started", 1, 1, "cold", 0.125),
         ("agent_ended", 1, Reason.COMPLETED),
         ("sandbox_ended", 1),
         ("attempt_ended", 1, 1, Reason.COMPLETED),
