@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from importlib.metadata import version
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -97,6 +98,8 @@ class Metrics(Telemetry):
             buckets=_START_BUCKETS,
             registry=registry,
         )
+        for origin in get_args(SandboxOrigin):
+            self._sandbox_starts.labels(origin)
         self._sandbox_failures = Counter(
             "harness_sandbox_failures", "Containers that did not start.", ["code"], registry=registry
         )
