@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +22,8 @@ from harness.sandbox.hostconfig import SANDBOX_USER, host_config
 #: What all contenders run: the least that a program with output can be.
 PROGRAM = "print('hello')"
 
+#: Of every container that is made here; its value is the process's id.
+LABEL = "io.agent-harness.bench"
 #: Bound on removing what an interrupted run left, and the pause between two looks.
 REMOVE_SECONDS = 30
 LOOK_SECONDS = 0.3
@@ -62,7 +63,7 @@ class Docker:
     def __init__(self, engine: Engine, image: str, limits: SandboxLimits) -> None:
         self._engine = engine
         self._image = image
-        self._label = f"io.agent-harness.bench={secrets.token_hex(8)}"
+        self._label = f"{LABEL}={os.getpid()}"
         self._locked_down = lock_down(limits)
         self._environment = {**os.environ, "DOCKER_HOST": engine.address.url}
 

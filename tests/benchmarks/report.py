@@ -73,14 +73,20 @@ def show(machine: Mapping[str, str], findings: Sequence[Found]) -> None:
         console.print(goals)
 
 
-def write_documents(machine: Mapping[str, str], findings: Sequence[Found]) -> None:
-    """Write the document and its JSON."""
+def as_markdown(machine: Mapping[str, str], findings: Sequence[Found]) -> str:
+    """Return everything that was found, to be read."""
     parts = [_INTRODUCTION, "## Machine\n", _markdown(("", ""), machine.items())]
     parts += ["## Goals\n", _markdown(_GOAL_COLUMNS, _all_goals(findings))]
     for found in findings:
-        parts += [f"## {found.title}\n", _markdown(_COLUMNS, (_cells(row, found) for row in found.rows))]
+        rows = (_cells(row, found) for row in found.rows)
+        parts += [f"## {found.title}\n", _markdown(_COLUMNS, rows)]
         parts += [f"- {note}" for note in found.notes] + ([""] if found.notes else [])
-    DOCUMENT.write_text("\n".join(parts).rstrip() + "\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def write_documents(machine: Mapping[str, str], findings: Sequence[Found]) -> None:
+    """Write the document and its JSON."""
+    DOCUMENT.write_text(as_markdown(machine, findings))
     DOCUMENT_JSON.write_text(as_json(machine, findings))
 
 
