@@ -24,9 +24,7 @@ from harness.sandbox.hostconfig import (
     LABEL_FENCE,
     LABEL_STORE,
     LABEL_TASK,
-    container_arguments,
     container_name,
-    host_config,
 )
 from harness.sandbox.images import SandboxImages
 from harness.sandbox.session import DockerSession
@@ -64,7 +62,7 @@ class DockerSandbox:
             reader, writer = await self.engine.open_attach(container_id)
             if before_start is not None:
                 before_start()
-            await uninterrupted(self.engine.call(APIClient.start, container_id))
+            await uninterrupted(self.engine.start_container(container_id))
             start_seconds = self._clock.monotonic() - began
             yield DockerSession(self.engine, spec, container_id, start_seconds, (reader, writer), self._clock)
         finally:
@@ -74,16 +72,8 @@ class DockerSandbox:
             await uninterrupted(self._discard(name))
 
     async def _create(self, name: str, image: str, spec: SandboxSpec) -> str:
-        def create(client: APIClient) -> str:
-            created = client.create_container(
-                name=name,
-                host_config=client.create_host_config(**host_config(spec.limits, spec.network)),
-                **container_arguments(image, spec),
-            )
-            return str(created["Id"])
-
         try:
-            return await self.engine.call(create)
+            return await self.engine.create_container(name, image, spec)
         except ImageMissingError as error:
             remedy = f"docker pull {image}" if spec.image else "harness images build"
             raise ImageMissingError(f"the engine does not have the image {image!r}; run: {remedy}") from error
@@ -116,7 +106,7 @@ class DockerSandbox:
             if attempt:
                 await self._clock.sleep(REMOVE_PAUSE_SECONDS)
             try:
-                await self.engine.call(APIClient.remove_container, container_id, v=True, force=True)
+                await self.engine.remove_container(container_id)
             except EngineRefusedError as error:
                 if error.status == 404:
                     return
