@@ -31,7 +31,7 @@ class Sizes:
     runs: int = 100
     #: Of each contender in `throughput`, in so many turns.
     seconds: float = 60
-    turns: int = 4
+    turns: int = 12
     #: Tasks due at once, and how often.
     bursts: tuple[int, ...] = (40, 100)
     burst_rounds: int = 5

@@ -7,16 +7,17 @@ worker. What one run costs this process is counted on the way.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.contenders import PROGRAM
-from tests.benchmarks.figures import Found, Goal, Row
+from tests.benchmarks.figures import Found, Goal, Row, row
 from tests.benchmarks.service import Service, count_calls, started
 from tests.benchmarks.warm import HAS_POOL, NO_POOL, Pool, WatchedSandbox
 
@@ -25,6 +26,8 @@ from harness.models import Agent
 #: Ours to ``docker run --rm`` with the same limits, at the same parallelism.
 GOAL = 1.6
 AT_A_TIME = (2, 4)
+#: What ratios and goals are to.
+BASE = "docker run --rm locked down"
 #: Runs that say how many fill a turn, for each at a time.
 _TRIAL = 3
 
@@ -34,31 +37,32 @@ _WRITES = {"create_task", "claim_tasks", "append_logs", "append_samples", "exten
 
 @dataclass(slots=True)
 class _Contender:
-    """Somebody who can do a number of runs, so many at a time; and, by parallelism, what he did."""
+    """Somebody who can do a number of runs, so many at a time; and, by parallelism, his runs per second in each turn."""
 
     run_many: Callable[[int, int], Awaitable[float]]
-    runs: dict[int, int] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
+    paces: dict[int, list[float]] = field(default_factory=dict)
+    runs: Counter[int] = field(default_factory=Counter)
 
     async def turn(self, at_a_time: int, seconds: float) -> None:
-        """Do as many as fill so many seconds, by the pace so far."""
-        if at_a_time in self.runs:
-            pace = self.runs[at_a_time] / self.seconds[at_a_time]
-        else:
-            count = _TRIAL * at_a_time
-            pace = count / await self.run_many(count, at_a_time)
+        """Do as many as fill so many seconds, by the pace of the last turn."""
+        paces = self.paces.setdefault(at_a_time, [])
+        trial = _TRIAL * at_a_time
+        pace = paces[-1] if paces else trial / await self.run_many(trial, at_a_time)
         count = max(2 * at_a_time, round(pace * seconds))
-        took = await self.run_many(count, at_a_time)
-        self.runs[at_a_time] = self.runs.get(at_a_time, 0) + count
-        self.seconds[at_a_time] = self.seconds.get(at_a_time, 0.0) + took
+        paces.append(count / await self.run_many(count, at_a_time))
+        self.runs[at_a_time] += count
 
-    def row(self, name: str, at_a_time: int, base: Row | None) -> Row:
-        count = self.runs[at_a_time]
-        per_second = round(count / self.seconds[at_a_time], 3)
-        if base is None:
-            return Row(name, "runs/s", per_second, count=count)
-        ratio = round(per_second / base.p50, 4)
-        return Row(name, "runs/s", per_second, count=count, ratio=ratio, beside=base.name)
+    def row(self, name: str, at_a_time: int, base: _Contender) -> Row:
+        """Return the median of the turns, and of the turns' ratios: what hit one turn hit both sides of its ratio."""
+        paces = self.paces[at_a_time]
+        found = row(f"{name}, {at_a_time} at a time", "runs/s", paces)
+        # The high percentiles of a pace are its good ones.
+        found = replace(found, p95=None, p99=None, count=self.runs[at_a_time])
+        if base is self:
+            return found
+        ratios = [mine / theirs for mine, theirs in zip(paces, base.paces[at_a_time], strict=True)]
+        beside = f"{BASE}, {at_a_time} at a time"
+        return replace(found, ratio=round(statistics.median(ratios), 4), beside=beside)
 
 
 @dataclass(slots=True)
@@ -152,34 +156,34 @@ async def measure(bench: Bench) -> Found:
         if HAS_POOL:
             ours["warm"] = await stack.enter_async_context(_ours(bench, is_warm=True))
         contenders = {
-            "docker run --rm locked down": _Contender(partial(docker.run_many, is_locked=True)),
             "docker run --rm": _Contender(partial(docker.run_many, is_locked=False)),
+            BASE: _Contender(partial(docker.run_many, is_locked=True)),
             **{name: _Contender(each.run_many) for name, each in ours.items()},
         }
         for _ in range(sizes.turns):
             for at_a_time in AT_A_TIME:
                 for contender in contenders.values():
                     await contender.turn(at_a_time, sizes.seconds / sizes.turns)
-    return _found(contenders, {name: each.costs for name, each in ours.items()})
+    return _found(contenders, {name: each.costs for name, each in ours.items()}, sizes.turns)
 
 
-def _found(contenders: dict[str, _Contender], costs: dict[str, _Costs]) -> Found:
+def _found(contenders: dict[str, _Contender], costs: dict[str, _Costs], turns: int) -> Found:
     found = Found("throughput", "Sustained runs per second, with the store and the logs in the path")
+    found.notes.append(f"medians of {turns} turns, and of their ratios; values: runs")
     for at_a_time in AT_A_TIME:
-        base: Row | None = None
-        for name, contender in contenders.items():
-            row = contender.row(f"{name}, {at_a_time} at a time", at_a_time, base)
-            base = base or row
-            found.rows.append(row)
+        base = contenders[BASE]
+        for name, contender in {BASE: base, **contenders}.items():
+            measured = contender.row(name, at_a_time, base)
+            found.rows.append(measured)
             if name in costs:
                 what = f"{name}, {at_a_time} at a time, to docker run --rm with the same limits"
-                found.goals.append(Goal(what, row.ratio, GOAL, at_most=False))
+                found.goals.append(Goal(what, measured.ratio, GOAL, at_most=False))
     for name, cost in costs.items():
         found.rows += [
-            Row(f"{name}: CPU of our process per run", "ms", round(cost.cpu_seconds / cost.runs * 1000, 2)),
-            Row(f"{name}: engine calls per run", "calls", round(cost.engine.total() / cost.runs, 2)),
-            Row(f"{name}: store writes per run", "calls", round(cost.writes / cost.runs, 2)),
-            Row(f"{name}: store reads per run", "calls", round(cost.reads / cost.runs, 2)),
+            _cost(f"{name}: CPU of our process per run", "ms", cost.cpu_seconds * 1000, cost.runs),
+            _cost(f"{name}: engine calls per run", "calls", cost.engine.total(), cost.runs),
+            _cost(f"{name}: store writes per run", "calls", cost.writes, cost.runs),
+            _cost(f"{name}: store reads per run", "calls", cost.reads, cost.runs),
         ]
         found.notes += [
             f"{name}, engine calls: {_per_run(cost.engine, cost.runs)}",
@@ -189,6 +193,10 @@ def _found(contenders: dict[str, _Contender], costs: dict[str, _Costs]) -> Found
     if not HAS_POOL:
         found.notes.append(NO_POOL)
     return found
+
+
+def _cost(name: str, unit: str, total: float, runs: int) -> Row:
+    return Row(name, unit, round(total / runs, 3), count=runs)
 
 
 def _per_run(counts: Counter[str], runs: int) -> str:
