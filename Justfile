@@ -23,7 +23,7 @@ test *args:
 unit *args:
     @{{ bin }}/pytest tests/unit "$@"
 
-# Measure throughput and latency on this machine
+# Measure runs beside docker run, in half an hour: ./justw bench --quick; ./justw bench --only startup
 bench *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.benchmarks "$@"
 

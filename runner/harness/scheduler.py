@@ -234,7 +234,7 @@ class TaskScheduler:
         task = await store.create_task(
             new.model_copy(update={"save_handoff": save_handoff, "request_key": request_key})
         )
-        self._wake()
+        self._wake_worker()
         return task
 
     async def backfill(self, agent_id: int, start: datetime, end: datetime) -> Sequence[Task]:
@@ -273,7 +273,7 @@ class TaskScheduler:
                 tasks.append(await store.create_task(new))
             except DuplicateFireError:
                 continue
-        self._wake()
+        self._wake_worker()
         return tasks
 
     async def retry_failed_task(self, task_id: int, *, force: bool = False) -> Task:
@@ -301,7 +301,7 @@ class TaskScheduler:
         if force:
             max_retries = max(max_retries, task.retry_count + 1)
         task = await store.reopen_task(task_id, due_at=due_at, max_retries=max_retries)
-        self._wake()
+        self._wake_worker()
         return task
 
     async def cancel_task(self, task_id: int) -> Task:
@@ -342,6 +342,8 @@ class TaskScheduler:
             settled = await self._settled(store, source, now)
             after = None if settled is None else _synced_or_off(settled, now)
             changed += [] if after is None else [after]
+        if not changed:
+            return len(sources) == BATCH
         skips = [skip for after in changed for skip in after.skips]
         stored = await store.put_schedules([after.state for after in changed], skips=skips)
         log_skips(stored, skips)
@@ -439,10 +441,14 @@ class TaskScheduler:
             max_retries=options.retry.max_retries(self.retry_max_attempts),
         )
 
-    def _wake(self) -> None:
-        """Have both loops look again: what changed may be due at once."""
+    def _wake_worker(self) -> None:
+        """Have a new task claimed at once; schedules have nothing to do with it."""
         if self._worker is not None:
             self._worker.wake()
+
+    def _wake(self) -> None:
+        """Have both loops look again: what changed may be due at once."""
+        self._wake_worker()
         if self._pause is not None:
             self._pause.wake()
 

@@ -16,12 +16,11 @@ from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from docker import APIClient
-
 from harness.clock import SystemClock
 from harness.models import FirePlan, NewTask, Task
 from harness.run import TaskRun
 from harness.sandbox.docker import DockerSandbox
+from harness.sandbox.engine import Engine
 from harness.sandbox.session import DockerSession
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
@@ -121,10 +120,10 @@ def condemn_sqlite(fate: Fate) -> None:
 
 def condemn_engine(fate: Fate) -> None:
     """Put steps around what is asked of the engine, and around runs."""
-    client: Any = APIClient
-    client.create_container = mortal_call(fate, APIClient.create_container, "about to create", "created")
-    client.start = mortal_call(fate, APIClient.start, "about to start", "started")
-    client.remove_container = mortal_call(fate, APIClient.remove_container, "about to remove", "removed")
+    engine: Any = Engine
+    engine.create_container = mortal(fate, Engine.create_container, "about to create", "created")
+    engine.start_container = mortal(fate, Engine.start_container, "about to start", "started")
+    engine.remove_container = mortal(fate, Engine.remove_container, "about to remove", "removed")
     session: Any = DockerSession
     session.run = mortal(fate, DockerSession.run, "about to send the job", "agent ended")
     run: Any = TaskRun

@@ -1,137 +1,70 @@
-"""Measure what a run in a fresh container costs beside ``docker run --rm`` of the same program on the same engine.
+"""Measure what a run in a fresh container costs, beside ``docker run --rm`` of the same program on the same engine.
 
-The two are measured in turns, so that whatever else the machine does hits both. A table goes to stdout, the figures as
-JSON to the file named by ``--json``.
+Contenders take turns, so that whatever else the machine does hits all of them, and every ratio is of one run. A table
+goes to stdout, with the goals and whether they are met. Nothing is written unless asked for.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
-import statistics
-import tempfile
-import time
-from dataclasses import asdict, dataclass
+import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from tests.benchmarks import logs, scheduling, store
+from tests.benchmarks import (
+    burst,
+    history,
+    latency,
+    logs,
+    memory,
+    report,
+    scheduling,
+    startup,
+    store,
+    throughput,
+)
+from tests.benchmarks.bench import FULL, QUICK, Measure, Sizes, open_bench
 
-from harness.executor import AgentExecutor
-from harness.models import AgentDraft
-from harness.settings import Settings
-from harness.wiring import Runtime, open_runtime
-
-PROGRAM = "print('hello')"
-#: Goal of the first release: our time from claim to the agent's first byte, beside all of ``docker run --rm``.
-COLD_GOAL = 0.6
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Milliseconds of one measured thing."""
-
-    name: str
-    p50: float
-    p95: float
-    p99: float
-    runs: int
-
-
-def figure(name: str, seconds: list[float]) -> Figure:
-    """Summarise a series; with few runs the high percentiles are the highest values seen."""
-    ordered = sorted(value * 1000 for value in seconds)
-
-    def at(share: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
-
-    return Figure(name, round(statistics.median(ordered), 1), at(0.95), at(0.99), len(ordered))
+GROUPS: dict[str, Measure] = {
+    "startup": startup.measure,
+    "latency": latency.measure,
+    "throughput": throughput.measure,
+    "burst": burst.measure,
+    "memory": memory.measure,
+    "history": history.measure,
+}
 
 
-async def docker_run(environment: dict[str, str], image: str) -> tuple[float, float]:
-    """Run the program as a user would; return seconds to its first byte, and in all."""
-    began = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(
-        *("docker", "run", "--rm", "--entrypoint", "python3", image, "-c", PROGRAM),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env=environment,
-    )
-    assert process.stdout is not None
-    await process.stdout.readexactly(1)
-    first = time.perf_counter() - began
-    await process.communicate()
-    if process.returncode != 0:
-        raise SystemExit(f"docker run ended with code {process.returncode}")
-    return first, time.perf_counter() - began
-
-
-async def our_run(executor: AgentExecutor, agent_id: int) -> tuple[float, float]:
-    """Run the program as an agent; return seconds from before the claim to its first byte, and to the stored end."""
-    first = 0.0
-    began = time.perf_counter()
-
-    def on_output(_stream: str, _data: bytes) -> None:
-        nonlocal first
-        first = first or time.perf_counter() - began
-
-    result = await executor.execute_agent(agent_id, on_output=on_output)
-    if not result.success:
-        raise SystemExit(f"the agent failed: {result.error_message}")
-    return first, time.perf_counter() - began
-
-
-async def measure_cold(runtime: Runtime, runs: int) -> list[Figure]:
-    """Measure both in turns."""
-    image = await runtime.images.ensure_default()
-    agent = await runtime.store.create_agent(AgentDraft(name="bench", code=PROGRAM))
-    executor = AgentExecutor(store=runtime.store, sandbox=runtime.sandbox, settings=runtime.settings)
-    environment = {**os.environ, "DOCKER_HOST": runtime.sandbox.engine.address.url}
-    for _ in range(2):
-        await docker_run(environment, image)
-        await our_run(executor, agent.id)
-    pairs = [(await docker_run(environment, image), await our_run(executor, agent.id)) for _ in range(runs)]
-    return [
-        figure("docker run --rm, to the first byte", [theirs[0] for theirs, _ in pairs]),
-        figure("docker run --rm, in all", [theirs[1] for theirs, _ in pairs]),
-        figure("cold: claim to the agent's first byte", [ours[0] for _, ours in pairs]),
-        figure("cold: claim to the stored end of the task", [ours[1] for _, ours in pairs]),
-    ]
-
-
-async def main(runs: int, json_path: Path | None) -> None:
-    """Run all benchmarks and print the table."""
-    with tempfile.TemporaryDirectory(prefix="harness-bench-") as folder:
-        async with open_runtime(Settings.load().model_copy(update={"data_dir": Path(folder)})) as runtime:
-            figures = await measure_cold(runtime, runs)
-    base = figures[1].p50
-    table = Table(
-        title=f"{runs} runs each, in turns; milliseconds",
-        caption=f"{platform.platform()}, {os.cpu_count()} cores",
-    )
-    for column in ("", "p50", "p95", "p99", "ratio of p50 to docker run --rm"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in figures:
-        table.add_row(row.name, f"{row.p50}", f"{row.p95}", f"{row.p99}", f"{row.p50 / base:.2f}")
-    Console(width=110).print(table)
-    ratio = figures[2].p50 / base
-    print(f"cold start: {ratio:.2f} of docker run --rm; the goal is at most {COLD_GOAL}")
+async def main(groups: list[str], sizes: Sizes, json_path: Path | None, *, writes: bool) -> None:
+    """Measure some groups, print the table, and write what is asked for."""
+    this = asyncio.current_task()
+    assert this is not None
+    # As Ctrl+C: what was started is stopped.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    async with open_bench(sizes) as bench:
+        findings = []
+        for group in groups:
+            print(f"measuring {group}", file=sys.stderr, flush=True)
+            findings.append(await GROUPS[group](bench))
+        machine = bench.machine
+    report.show(machine, findings)
     if json_path is not None:
-        report = {
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "figures": [asdict(row) for row in figures],
-        }
-        json_path.write_text(json.dumps(report, indent=2) + "\n")  # noqa: ASYNC240 - nothing else runs by now
+        json_path.write_text(report.as_json(machine, findings))  # noqa: ASYNC240 - nothing else runs by now
+    if writes:
+        report.write_documents(machine, findings)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--runs", type=int, default=30, help="how often each thing is measured (default: 30)")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="measure this group; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute instead of half an hour; proves little"
+    )
+    parser.add_argument("--runs", type=int, help=f"runs of each contender (default: {FULL.runs})")
+    parser.add_argument("--seconds", type=float, help=f"seconds of throughput (default: {FULL.seconds:g})")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md; takes all groups")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--scheduling", action="store_true", help="compare schedulers instead; takes minutes")
     parser.add_argument("--store", action="store_true", help="measure the embedded store instead")
@@ -149,4 +82,11 @@ if __name__ == "__main__":
     elif arguments.logs:
         logs.compare(arguments.lines, arguments.json)
     else:
-        asyncio.run(main(arguments.runs, arguments.json))
+        if arguments.write and (arguments.only or arguments.quick):
+            parser.error("--write takes all groups in full: leave out --only and --quick")
+        changes = {name: value for name in ("runs", "seconds") if (value := getattr(arguments, name))}
+        sizes = replace(QUICK if arguments.quick else FULL, **changes)
+        try:
+            asyncio.run(main(arguments.only or [*GROUPS], sizes, arguments.json, writes=arguments.write))
+        except asyncio.CancelledError:
+            sys.exit(128 + signal.SIGTERM)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -18,6 +17,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tests.benchmarks.server import serving
 
 from harness.client import HarnessClient
 from harness.models import AgentDraft
@@ -175,27 +176,14 @@ async def measure(lines: int) -> LogFigures:
             image = await runtime.images.ensure_default()
             docker_host = runtime.sandbox.engine.address.url
         environment = {**os.environ, "DOCKER_HOST": docker_host}
-        for name in [name for name in environment if name.startswith("HARNESS_")]:
-            del environment[name]
-        environment |= {"HARNESS_DATA_DIR": folder, "HARNESS_PORT": "0"}
-        log = Path(folder) / "serve.log"
-        with log.open("wb") as output:
-            server = await asyncio.create_subprocess_exec(
-                Path(sys.executable).with_name("harness"), "serve", "--log-format", "json",
-                stdout=output, stderr=output, env=environment,
-            )  # fmt: skip
-        try:
-            url = await _url(log)
+        async with serving(Path(folder), docker_host) as server:
             await docker_logs(environment, image, 1000)
-            warm = await our_logs(url, server.pid, 1000)
-            async with _asking(url, warm.task_id, server.pid) as beside:
+            warm = await our_logs(server.url, server.pid, 1000)
+            async with _asking(server.url, warm.task_id, server.pid) as beside:
                 theirs = await docker_logs(environment, image, lines)
-            async with _asking(url, warm.task_id, server.pid) as found:
-                ours = await our_logs(url, server.pid, lines)
+            async with _asking(server.url, warm.task_id, server.pid) as found:
+                ours = await our_logs(server.url, server.pid, lines)
             floor, (asked, peak) = sorted(beside[0][0]), found[0]
-        finally:
-            server.send_signal(signal.SIGTERM)
-            await server.wait()
     asked.sort()
     return LogFigures(
         lines=lines,
@@ -209,16 +197,6 @@ async def measure(lines: int) -> LogFigures:
         early_memory_mb=round(ours.early_memory_mb, 1),
         peak_memory_mb=round(max(peak, ours.early_memory_mb), 1),
     )
-
-
-async def _url(log: Path) -> str:
-    async with asyncio.timeout(20):
-        while True:
-            for line in log.read_text().splitlines():  # noqa: ASYNC240 - nothing else runs yet
-                event = json.loads(line)
-                if event.get("action") == "started":
-                    return str(event["url"])
-            await asyncio.sleep(0.05)
 
 
 def compare(lines: int, json_path: Path | None) -> None:

@@ -24,7 +24,7 @@ RUNS = 21
 GOAL_MS = 10.0
 
 _FILL = f"""
-    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {HISTORY})
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
     INSERT INTO tasks (agent_id, status, "trigger", scheduled_at, created_at, fence, priority, retry_count,
         max_retries, skipped_count, save_handoff, max_active, attempts, result)
     SELECT 1 + n % {AGENTS}, iif(n % 10, 'completed', 'failed'), 'schedule', n, n, 1, 0, 0, 3, 0, 1, 1, '[]',
@@ -34,22 +34,32 @@ _FILL = f"""
 Call = Callable[[], Awaitable[object]]
 
 
-async def measure(runs: int, call: Call) -> float:
-    """Return the median of a call, in milliseconds."""
+async def durations(runs: int, call: Call) -> list[float]:
+    """Return the seconds of each of some calls."""
     seconds = []
     for _ in range(runs):
         began = time.perf_counter()
         await call()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds) * 1000
+    return seconds
+
+
+async def measure(runs: int, call: Call) -> float:
+    """Return the median of a call, in milliseconds."""
+    return statistics.median(await durations(runs, call)) * 1000
+
+
+async def add_history(store: SqliteStore, count: int) -> None:
+    """Store final tasks of the first `AGENTS` agents."""
+    # By hand, as years of running would; the store has no call for the past.
+    await store._file.write(lambda db: db.execute(_FILL, (count,)))
 
 
 async def fill(store: SqliteStore) -> list[int]:
     """Store the history, the backlog, and schedules that lie ahead; return the agents."""
     drafts = [AgentDraft(name=f"agent {number}", code="pass") for number in range(AGENTS)]
     agents = [agent.id for agent in await asyncio.gather(*map(store.create_agent, drafts))]
-    # By hand, as years of running would; the store has no call for the past.
-    await store._file.write(lambda db: db.execute(_FILL))
+    await add_history(store, HISTORY)
     ahead = await store.now() + timedelta(hours=1)
     await store.put_schedules(
         [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from docker import APIClient
 from tests.sandboxes import Lab, used_store_ids
 
 from harness.clock import SystemClock
@@ -13,7 +13,7 @@ from harness.errors import LeaseLostError
 from harness.executor import AgentExecutor
 from harness.models import AgentDraft, Claim, NewTask, Reason, TaskStatus
 from harness.recovery import sweep
-from harness.sandbox.engine import EngineRefusedError
+from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.settings import Settings
 from harness.store.sqlite import SqliteStore
 
@@ -31,13 +31,13 @@ class JumpingClock(SystemClock):
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The containers that are started."""
     names: list[str] = []
-    start = APIClient.start
+    start = Engine.start_container
 
-    def note(client: APIClient, container: str) -> None:
+    async def note(engine: Engine, container: str) -> None:
         names.append(container)
-        start(client, container)
+        await start(engine, container)
 
-    monkeypatch.setattr(APIClient, "start", note)
+    monkeypatch.setattr(Engine, "start_container", note)
     return names
 
 
@@ -62,7 +62,7 @@ async def test_a_container_that_was_swept_before_its_start_never_starts(lab: Lab
         pass
 
     with pytest.raises(EngineRefusedError):
-        await lab.engine.call(APIClient.start, session.container_id)
+        await lab.engine.start_container(session.container_id)
 
 
 async def test_a_command_runs_once_though_its_first_runner_was_frozen_while_it_made_the_container(
@@ -76,14 +76,14 @@ async def test_a_command_runs_once_though_its_first_runner_was_frozen_while_it_m
     executor = AgentExecutor(store=store, sandbox=lab.sandbox, clock=clock, settings=settings)
     config = {"command": ["sh", "-c", "echo ran"], "image": lab.image}
     agent = await store.create_agent(AgentDraft(name="plain", config=config))
-    create = APIClient.create_container
+    create = Engine.create_container
 
-    def freeze_after(client: APIClient, *args: object, **kwargs: object) -> object:
-        created = create(client, *args, **kwargs)  # type: ignore[arg-type]
+    async def freeze_after(engine: Engine, *arguments: Any, **more: Any) -> str:
+        created = await create(engine, *arguments, **more)
         clock.frozen_seconds = 5
         return created
 
-    monkeypatch.setattr(APIClient, "create_container", freeze_after)
+    monkeypatch.setattr(Engine, "create_container", freeze_after)
     claim = Claim(owner="frozen", lease_seconds=1)
     claimed_at = clock.monotonic()
     task = await store.create_task(NewTask(agent_id=agent.id), claim=claim)

@@ -192,7 +192,7 @@ async def test_a_container_that_is_not_there_is_as_absent_as_without_the_proxy(
     through: DockerSandbox,
 ) -> None:
     with pytest.raises(EngineRefusedError) as caught:
-        await through.engine.call(APIClient.start, "0" * 64)
+        await through.engine.start_container("0" * 64)
 
     assert caught.value.status == 404
     await through.remove_container("0" * 64)

@@ -18,13 +18,7 @@ from harness.aio import uninterrupted
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
 from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.engine import Engine, EngineRefusedError
-from harness.sandbox.hostconfig import (
-    LABEL_STORE,
-    container_arguments,
-    host_config,
-    read_labels,
-    update_body,
-)
+from harness.sandbox.hostconfig import LABEL_STORE, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +72,11 @@ class Containers:
         removable, writer = name, None
         self._open.add(name)
         try:
-            arguments = container_arguments(image, shape, labels, command=command, environment=environment)
-
-            def create(client: APIClient) -> str:
-                host = client.create_host_config(**host_config(shape))
-                return str(client.create_container(name=name, host_config=host, **arguments)["Id"])
-
+            creating = self._engine.create_container(
+                name, image, shape, labels, command=command, environment=environment
+            )
             try:
-                container_id = await uninterrupted(self._engine.call(create))
+                container_id = await uninterrupted(creating)
             except ImageMissingError as error:
                 remedy = f"docker pull {image}" if shape.image else "harness images build"
                 raise ImageMissingError(
@@ -96,7 +87,7 @@ class Containers:
             reader, writer = await self._engine.open_attach(container_id)
             if before_start is not None:
                 before_start()
-            await uninterrupted(self._engine.call(APIClient.start, container_id))
+            await uninterrupted(self._engine.start_container(container_id))
         except BaseException:
             if writer is not None:
                 writer.transport.abort()
@@ -106,13 +97,13 @@ class Containers:
 
     async def adapt(self, container_id: str, shape: SandboxShape) -> None:
         """Give a container the limits of memory, processor and processes of `shape`, by one call."""
-        await self._engine.post(f"/containers/{container_id}/update", body=update_body(shape))
+        await self._engine.update_container(container_id, shape)
 
     async def rename(self, container_id: str, name: str) -> None:
         """Rename a container; try again while the engine does not answer, for as long as the container is there."""
         while True:
             try:
-                await self._engine.post(f"/containers/{container_id}/rename", query={"name": name})
+                await self._engine.rename_container(container_id, name)
             except EngineRefusedError as error:
                 logger.warning("container %s keeps its name: %s", container_id, error)
                 return
@@ -145,7 +136,7 @@ class Containers:
             if attempt:
                 await self._clock.sleep(REMOVE_PAUSE_SECONDS)
             try:
-                await self._engine.call(APIClient.remove_container, container_id, v=True, force=True)
+                await self._engine.remove_container(container_id)
             except EngineRefusedError as error:
                 if error.status == 404:
                     return

@@ -1,7 +1,8 @@
-"""The connection to one Docker Engine: control calls through the SDK, streams owned by asyncio.
+"""The connection to one Docker Engine: what every run needs on the event loop, all other calls through the SDK.
 
-The SDK blocks, so its calls run in a small pool of threads. What lasts as long as a container (attach, wait) does not:
-those are sockets of the event loop, so a running container costs no thread. Docker's own errors become ours here.
+The SDK blocks, so its calls run in a small pool of threads. What is asked for each container, and what lasts as long as
+one (attach, wait), does not: those are sockets of the event loop, so a running container costs no thread. Docker's own
+errors become ours here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,12 +21,15 @@ import docker.errors
 import requests
 
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
+from harness.ports import SandboxLabels, SandboxShape, WarmLabels
+from harness.sandbox.connections import Connections, Stream, close_stream
+from harness.sandbox.hostconfig import creation_body, update_body
 from harness.sandbox.locate import EngineAddress
 
 T = TypeVar("T")
 
-#: Threads, and connections, for control calls; each call lasts milliseconds.
-CONTROL_THREADS = 8
+#: Control calls at a time on the event loop, and threads for those through the SDK; each call lasts milliseconds.
+CONTROL_AT_ONCE = 8
 #: Bound on one control call, in seconds. A start can take long on a loaded machine.
 CONTROL_TIMEOUT_SECONDS = 60
 #: Bound on connecting and on the head of an answer.
@@ -45,8 +48,10 @@ class Engine:
 
     def __init__(self, address: EngineAddress) -> None:
         self.address = address
+        self._connections = Connections(self._connect_stream)
+        self._control_at_once = asyncio.Semaphore(CONTROL_AT_ONCE)
         self._stats_at_once = asyncio.Semaphore(STATS_AT_ONCE)
-        self._threads = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="docker")
+        self._threads = ThreadPoolExecutor(CONTROL_AT_ONCE, thread_name_prefix="docker")
         self._client: docker.APIClient | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -78,8 +83,8 @@ class Engine:
             version="auto",
             timeout=CONTROL_TIMEOUT_SECONDS,
             tls=self.address.tls_config() or False,
-            num_pools=CONTROL_THREADS,
-            max_pool_size=CONTROL_THREADS,
+            num_pools=CONTROL_AT_ONCE,
+            max_pool_size=CONTROL_AT_ONCE,
         )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -103,24 +108,67 @@ class Engine:
             "start it, or set DOCKER_HOST to where it is"
         )
 
-    async def post(
-        self, path: str, *, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
-    ) -> None:
-        """Make a call that the SDK's methods do not offer in full, or offer slowly; the answer has nothing of interest.
+    async def create_container(
+        self,
+        name: str,
+        image: str,
+        shape: SandboxShape,
+        labels: SandboxLabels | WarmLabels,
+        *,
+        command: tuple[str, ...] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """Create a container; return its id. Raises as `call` does."""
+        client = await self._connected()
+        body = creation_body(
+            image, shape, labels, client.api_version, command=command, environment=environment
+        )
+        created = await self._ask("POST", "/containers/create", {"name": name}, body)
+        return str(created["Id"])
 
-        Raises:
-            EngineUnavailableError: No answer.
-            EngineRefusedError: The engine said no; the message has its words.
-        """
-        target = f"{path}?{urlencode(query)}" if query else path
-        content = b"" if body is None else json.dumps(body).encode()
-        head = f"Content-Length: {len(content)}\r\n"
-        if content:
-            head += "Content-Type: application/json\r\n"
-        _, writer = await self._request("POST", target, "HTTP/1.0", head, content)
-        writer.transport.abort()
+    async def start_container(self, container_id: str) -> None:
+        """Start a container. Raises as `call` does."""
+        await self._ask("POST", f"/containers/{quote(container_id)}/start")
 
-    async def open_attach(self, container_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def update_container(self, container_id: str, shape: SandboxShape) -> None:
+        """Give a container the limits of memory, processor and processes of a shape. Raises as `call` does."""
+        await self._ask("POST", f"/containers/{quote(container_id)}/update", body=update_body(shape))
+
+    async def rename_container(self, container_id: str, name: str) -> None:
+        """Rename a container. Raises as `call` does."""
+        await self._ask("POST", f"/containers/{quote(container_id)}/rename", {"name": name})
+
+    async def remove_container(self, container: str) -> None:
+        """Kill and remove a container, given by its id or name. Raises as `call` does."""
+        # As the SDK spells it, and the socket proxy expects it.
+        query = {"v": "True", "link": "False", "force": "True"}
+        await self._ask("DELETE", f"/containers/{quote(container)}", query)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Make a control call; return the decoded answer, None when there is none."""
+        client = await self._connected()
+        target = f"/v{client.api_version}{path}" + (f"?{urlencode(query)}" if query else "")
+        data = b"" if body is None else json.dumps(body).encode()
+        try:
+            async with self._control_at_once, asyncio.timeout(CONTROL_TIMEOUT_SECONDS):
+                answer = await self._connections.ask(method, target, data)
+            if answer.status < 300:
+                return json.loads(answer.body) if answer.body else None
+        except (OSError, EOFError, TimeoutError, ValueError, asyncio.LimitOverrunError) as error:
+            raise self.unavailable(error) from error
+        message = _words(answer.body) or f"status {answer.status}"
+        # As the SDK tells a missing image from a missing container.
+        if answer.status == 404 and "no such image" in message.lower():
+            raise ImageMissingError(f"the engine does not have the image: {message}")
+        raise EngineRefusedError(message, answer.status)
+
+    async def open_attach(self, container_id: str) -> Stream:
         """Attach to all three standard streams of a container; do it before the start, so that no output is lost.
 
         Returns:
@@ -168,21 +216,19 @@ class Engine:
                 raise self.unavailable(error) from error
             return stats
 
-    async def _request(
-        self, method: str, path: str, version: str, head: str, body: bytes = b""
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _request(self, method: str, path: str, version: str, head: str) -> Stream:
         client = await self._connected()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 reader, writer = await self._connect_stream()
                 try:
                     request = f"{method} /v{client.api_version}{path} {version}\r\nHost: docker\r\n{head}\r\n"
-                    writer.write(request.encode() + body)
+                    writer.write(request.encode())
                     await writer.drain()
                     answer = await reader.readuntil(b"\r\n\r\n")
                     status = int(answer.split(b" ", 2)[1])
                     if status >= 300:
-                        raise EngineRefusedError(await _refusal(reader), status)
+                        raise EngineRefusedError(_words(await reader.read(4096)), status)
                 except BaseException:
                     await close_stream(writer)
                     raise
@@ -190,7 +236,7 @@ class Engine:
             raise self.unavailable(error) from error
         return reader, writer
 
-    async def _connect_stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect_stream(self) -> Stream:
         url = urlsplit(self.address.url)
         if url.scheme == "unix":
             return await asyncio.open_unix_connection(url.path, limit=STREAM_BUFFER_BYTES)
@@ -201,6 +247,7 @@ class Engine:
     async def close(self) -> None:
         """Release connections and threads; calls still running end first. Idempotent."""
         self._closed = True
+        await self._connections.close()
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -255,15 +302,8 @@ def _pass_on(buffer: bytearray, sink: Callable[[int, bytes], None]) -> None:
     del buffer[:at]
 
 
-async def close_stream(writer: asyncio.StreamWriter) -> None:
-    """Close a stream; errors of a connection that is being thrown away say nothing new."""
-    writer.close()
-    with contextlib.suppress(OSError, ssl.SSLError):
-        await writer.wait_closed()
-
-
-async def _refusal(reader: asyncio.StreamReader) -> str:
-    body = await reader.read(4096)
+def _words(body: bytes) -> str:
+    """Return what the engine says in the body of an answer that is a no."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])["message"])
     return body.decode(errors="replace")
@@ -272,7 +312,9 @@ async def _refusal(reader: asyncio.StreamReader) -> str:
 def _innermost(error: BaseException) -> str:
     while error.__context__ is not None or error.__cause__ is not None:
         inner = error.__cause__ or error.__context__
-        if inner is None or isinstance(inner, KeyError):
+        if inner is None or isinstance(inner, KeyError | asyncio.CancelledError):
             break
         error = inner
-    return str(error) or type(error).__name__
+    if isinstance(error, EOFError):
+        return "it closed the connection"
+    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

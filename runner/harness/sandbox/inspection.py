@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from docker import APIClient
 
 from harness.errors import EngineUnavailableError, ImageMissingError
-from harness.sandbox.engine import Engine, close_stream
+from harness.sandbox.connections import close_stream
+from harness.sandbox.engine import Engine
 
 #: Bound on a first answer from an engine, in seconds. A live one takes milliseconds; the SDK would wait a minute.
 PING_TIMEOUT_SECONDS = 5.0

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import AddressUnavailableError, EngineUnavailableError, InvalidInputError
-from harness.sandbox.engine import close_stream
+from harness.sandbox.connections import close_stream
 from harness.sandbox.proxy.calls import MIN_API_MINOR, Call, check_call
 from harness.sandbox.proxy.creation import is_ours
 from harness.sandbox.proxy.request import (

@@ -1,0 +1,71 @@
+"""Warm containers as the benchmarks use them: which runs got one, and having one ready before a run is timed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from harness.ports import BeforeStart, Sandbox, SandboxSession, SandboxSpec, Store
+from harness.sandbox.docker import DockerSandbox
+from harness.settings import Settings
+
+#: Whether this version of the product has a warm pool at all.
+HAS_POOL = "warm_containers" in Settings.model_fields and hasattr(DockerSandbox, "keep_warm")
+NO_POOL = "no warm pool in this version; what needs one is left out"
+
+#: Bound on filling the pool. A hundred containers on two cores take ten seconds.
+FILL_SECONDS = 120
+
+
+class WatchedSandbox:
+    """A sandbox that notes where the containers of its runs came from."""
+
+    def __init__(self, sandbox: DockerSandbox) -> None:
+        self._sandbox = sandbox
+        #: Of the last run.
+        self.spec: SandboxSpec | None = None
+        self.origin = "cold"
+        #: Of all runs.
+        self.origins: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sandbox, name)
+
+    @asynccontextmanager
+    async def open(
+        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+    ) -> AsyncIterator[SandboxSession]:
+        self.spec = spec
+        async with self._sandbox.open(spec, before_start=before_start) as session:
+            self.origin = getattr(session, "origin", "cold")
+            self.origins[self.origin] += 1
+            yield session
+
+
+class Pool:
+    """The warm containers of one owner."""
+
+    def __init__(self, sandbox: Sandbox, store: Store, owner: str) -> None:
+        # Any: the pool is younger than the benchmarks, and versions without one are measured too.
+        self._sandbox: Any = sandbox
+        self._store = store
+        self._owner = owner
+
+    async def fill(self, wanted: Mapping[Any, int]) -> None:
+        """Have so many containers of each shape, and wait until they are there."""
+        try:
+            async with asyncio.timeout(FILL_SECONDS):
+                while not self.is_full(wanted):
+                    # Again and again: a worker beside it may want something else.
+                    await self._sandbox.keep_warm(self._store.store_id, self._owner, wanted)
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            have = {shape: self._sandbox.warm_count(shape) for shape in wanted}
+            raise SystemExit(f"the warm pool has {have} after {FILL_SECONDS} s") from None
+
+    def is_full(self, wanted: Mapping[Any, int]) -> bool:
+        """Whether they wait ready."""
+        return all(self._sandbox.warm_count(shape) >= count for shape, count in wanted.items())
