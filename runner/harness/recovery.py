@@ -79,6 +79,8 @@ async def _remove_orphans(store: Store, sandbox: Sandbox, believe: Believe) -> t
     """Remove what has no live lease; return how many went, and the tasks whose containers stay though they should go."""
     removed, kept = 0, set()
     for container in await sandbox.owned_containers(store.store_id):
+        if container.is_leaving:
+            continue
         due_at = await _lease_end(store, container)
         if due_at is not None:
             if due_at > await store.now():

@@ -12,12 +12,20 @@ from time import monotonic
 
 import pytest
 from docker import APIClient
+from docker.errors import APIError
+from requests import Response
 from tests.sandboxes import Lab, wait_until
 
+from harness.clock import SystemClock
 from harness.models import Reason
 from harness.ports import OutputStream, SandboxJob, SandboxResult
+from harness.recovery import sweep
+from harness.sandbox import docker as docker_module
 from harness.sandbox.frames import END_MAGIC
 from harness.sandbox.session import DockerSession
+from harness.settings import Settings
+from harness.testing import MemoryStore
+from harness.wiring import make_sandbox
 
 
 async def _ignore(reason: Reason, message: str) -> None:
@@ -191,3 +199,110 @@ json.dump({"fd": 2}, sys.stderr)
             ran.stderr
             == b"".join(b"err %d\n" % line for line in range(2000)) + json.dumps({"fd": 2}).encode()
         )
+
+
+# The removal
+
+
+async def test_a_container_whose_agent_is_proved_dead_is_removed_in_the_background(lab: Lab) -> None:
+    async with _ended(lab) as (session, _):
+        pass
+    (container,) = await lab.sandbox.owned_containers(lab.store_id)
+    assert (container.container_id, container.is_leaving) == (session.container_id, True)
+
+    await lab.sandbox.settle()
+
+    assert await lab.sandbox.owned_containers(lab.store_id) == []
+
+
+async def test_it_is_removed_though_nobody_asks_for_it(lab: Lab) -> None:
+    async with _ended(lab):
+        pass
+
+    async def is_gone() -> bool:
+        return await lab.sandbox.owned_containers(lab.store_id) == []
+
+    await wait_until(is_gone, what="the removal")
+
+
+async def test_a_container_that_was_stopped_for_a_lost_lease_is_gone_when_it_is_left(lab: Lab) -> None:
+    async def lose(session: DockerSession) -> None:
+        await session.stop(Reason.LOST, "the lease was lost")
+
+    ran = await lab.run("import time; print('started'); time.sleep(3600)", during=lose)
+
+    assert ran.reason is Reason.LOST
+    assert await lab.sandbox.owned_containers(lab.store_id) == []
+
+
+async def test_a_container_without_a_report_is_gone_when_it_is_left(lab: Lab) -> None:
+    async def kill(session: DockerSession) -> None:
+        await lab.engine.call(APIClient.kill, session.container_id, "SIGKILL")
+
+    ran = await lab.run("import time; print('started'); time.sleep(3600)", during=kill)
+    assert ran.reason is Reason.RESULT_LOST
+    assert await lab.sandbox.owned_containers(lab.store_id) == []
+
+    await lab.run(command=("sh", "-c", "echo a command reports nothing"))
+    assert await lab.sandbox.owned_containers(lab.store_id) == []
+
+
+async def test_a_sandbox_that_is_closed_has_removed_everything(sandbox_image: str, lab: Lab) -> None:
+    sandbox = make_sandbox(Settings.load(), SystemClock())
+    own = Lab(sandbox, sandbox_image)
+    await asyncio.gather(*(own.run("print('done')") for _ in range(4)))
+    assert await sandbox.owned_containers(own.store_id) != []
+
+    await sandbox.close()
+
+    assert await lab.sandbox.owned_containers(own.store_id) == []
+
+
+async def test_a_sweep_of_the_same_process_leaves_what_is_being_removed_to_it(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    await store.open()
+    store._file.store_id = lab.store_id
+    async with _ended(lab):
+        pass
+
+    report = await sweep(store, lab.sandbox)
+    await lab.sandbox.settle()
+    await store.close()
+
+    assert report.removed_containers == 0
+    assert caplog.records == []
+
+
+async def test_a_removal_by_another_process_at_the_same_time_is_harmless(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        async with _ended(lab) as (session, _):
+            pass
+        await asyncio.gather(lab.sandbox.remove_container(session.container_id), lab.sandbox.settle())
+
+        assert await lab.sandbox.owned_containers(lab.store_id) == []
+    assert caplog.records == []
+
+
+async def test_a_container_that_the_engine_will_not_remove_is_reported_and_found_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(client: APIClient, container: str, **_: object) -> None:
+        raise APIError("no", response=Response(), explanation="device is busy")
+
+    monkeypatch.setattr(docker_module, "REMOVE_TRIES", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(APIClient, "remove_container", refuse)
+        async with _ended(lab) as (session, _):
+            pass
+        await lab.sandbox.settle()
+
+    (record,) = caplog.records
+    assert "device is busy" in record.getMessage()
+    assert record.__dict__["action"] == "container_quarantined"
+    (container,) = await lab.sandbox.owned_containers(lab.store_id)
+    assert not container.is_leaving
+    await lab.sandbox.remove_container(session.container_id)

@@ -1,7 +1,8 @@
 """`DockerSandbox`: a throwaway container per job on a plain Docker Engine.
 
-create → attach → start → (the session: job frame → stream → wait → inspect) → remove, always in this order and always
-to its end: whatever happens inside ``open``, the container is gone when it is left.
+create → attach → start → (the session: job frame → stream → result) → remove, always in this order and always to its end.
+Whatever happens inside ``open``, nothing of the agent runs any more when it is left. Where its supervisor proved that
+already, the container is removed in the background; else it is gone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from harness.sandbox.hostconfig import (
     host_config,
 )
 from harness.sandbox.images import SandboxImages
+from harness.sandbox.reaper import Reaper
 from harness.sandbox.session import DockerSession
 from harness.sandbox.stats import sample_usage
 
@@ -48,6 +50,7 @@ class DockerSandbox:
         self._clock = clock or SystemClock()
         #: Names of the containers that are open now.
         self._open: set[str] = set()
+        self._reaper = Reaper(self._remove_or_report, self._clock)
 
     @asynccontextmanager
     async def open(
@@ -58,20 +61,22 @@ class DockerSandbox:
         began = self._clock.monotonic()
         name = container_name(spec.labels)
         writer: asyncio.StreamWriter | None = None
+        session: DockerSession | None = None
         self._open.add(name)
         try:
-            container_id = await uninterrupted(self._create(name, image, spec))
-            reader, writer = await self.engine.open_attach(container_id)
-            if before_start is not None:
-                before_start()
-            await uninterrupted(self.engine.call(APIClient.start, container_id))
+            with self._reaper.held_off():
+                container_id = await uninterrupted(self._create(name, image, spec))
+                reader, writer = await self.engine.open_attach(container_id)
+                if before_start is not None:
+                    before_start()
+                await uninterrupted(self.engine.call(APIClient.start, container_id))
             start_seconds = self._clock.monotonic() - began
-            yield DockerSession(self.engine, spec, container_id, start_seconds, (reader, writer), self._clock)
+            session = DockerSession(
+                self.engine, spec, container_id, start_seconds, (reader, writer), self._clock
+            )
+            yield session
         finally:
-            if writer is not None:
-                # A plain close would first wait to send what a program leaves unread.
-                writer.transport.abort()
-            await uninterrupted(self._discard(name))
+            await uninterrupted(self._discard(name, session, writer))
 
     async def _create(self, name: str, image: str, spec: SandboxSpec) -> str:
         def create(client: APIClient) -> str:
@@ -88,10 +93,21 @@ class DockerSandbox:
             remedy = f"docker pull {image}" if spec.image else "harness images build"
             raise ImageMissingError(f"the engine does not have the image {image!r}; run: {remedy}") from error
 
-    async def _discard(self, name: str) -> None:
+    async def _discard(
+        self, name: str, session: DockerSession | None = None, writer: asyncio.StreamWriter | None = None
+    ) -> None:
         if name not in self._open:
             return  # `close` was faster
         self._open.discard(name)
+        if session is not None and session.is_over and writer is not None:
+            await self._reaper.take(name, writer)
+            return
+        if writer is not None:
+            # A plain close would first wait to send what a program leaves unread.
+            writer.transport.abort()
+        await self._remove_or_report(name)
+
+    async def _remove_or_report(self, name: str) -> None:
         try:
             await self.remove_container(name)
         except SandboxError as error:
@@ -106,7 +122,8 @@ class DockerSandbox:
             labels = entry["Labels"]
             with contextlib.suppress(KeyError, ValueError):  # bears our label, yet was not made by us
                 whose = SandboxLabels(store_id, int(labels[LABEL_TASK]), int(labels[LABEL_FENCE]))
-                found.append(OwnedContainer(entry["Id"], whose, entry["State"]))
+                is_leaving = any(name.lstrip("/") in self._reaper for name in entry["Names"] or ())
+                found.append(OwnedContainer(entry["Id"], whose, entry["State"], is_leaving))
         return found
 
     async def remove_container(self, container_id: str) -> None:
@@ -138,7 +155,11 @@ class DockerSandbox:
 
         return (await sample_usage(fetch, clock=self._clock)).as_dict()
 
+    async def settle(self) -> None:
+        """Wait until every container whose `open` has been left is removed, or reported."""
+        await self._reaper.settle()
+
     async def close(self) -> None:
-        """Remove containers whose runs were abandoned, then release connections and threads."""
-        await asyncio.gather(*map(self._discard, tuple(self._open)))
+        """Remove what is left, also of runs that were abandoned; then release connections and threads."""
+        await asyncio.gather(self.settle(), *map(self._discard, tuple(self._open)))
         await self.engine.close()
