@@ -202,4 +202,5 @@ async def lab(sandbox: DockerSandbox, sandbox_image: str) -> AsyncIterator[Lab]:
     """Runs jobs; none of its containers outlives the test."""
     lab = Lab(sandbox, sandbox_image)
     yield lab
+    await sandbox.settle()
     assert await sandbox.owned_containers(lab.store_id) == []

@@ -149,6 +149,14 @@ class Site:
     async def containers(self) -> int:
         return len(await self.sandbox.owned_containers(self.store.store_id))
 
+    async def until_no_container(self) -> None:
+        """Wait until what ended runs left is removed: where nothing runs any more, that is a moment after the end."""
+
+        async def is_none() -> bool:
+            return await self.containers() == 0
+
+        await wait_until(is_none, what="the removal of all containers")
+
     async def close(self) -> None:
         try:
             for service in self.services:

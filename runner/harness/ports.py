@@ -653,6 +653,8 @@ class OwnedContainer:
     state: str
     #: By the engine's clock.
     made_at: datetime
+    #: Whether this very sandbox is about to remove it, and nothing of an agent runs in it any more.
+    is_leaving: bool = False
 
 
 #: A warm container that was given to an attempt says so from this long after on, if its owner is alive and the engine
@@ -666,7 +668,11 @@ class Sandbox(Protocol):
     def open(
         self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
     ) -> AbstractAsyncContextManager[SandboxSession]:
-        """Create and start a container; on exit it is gone, or quarantined and reported when the engine won't.
+        """Create and start a container; on exit nothing of the agent runs any more.
+
+        Then the container is gone, or quarantined and reported when the engine won't. Only after a job whose end the
+        container's own supervisor has proved, every other process in it being dead, it is removed a moment later, in
+        the background; `close` sees it gone. Not so after a stop for `Reason.LOST`: the task's next runner may begin.
 
         `before_start` is called between the two. Whoever holds a lease checks it there: if it still holds, a sweep
         that is to end it later will find this container and remove it, so that it can't start any more, however late
@@ -705,4 +711,4 @@ class Sandbox(Protocol):
         """
 
     async def close(self) -> None:
-        """Release connections and threads. Idempotent."""
+        """Finish removals, then release connections and threads. Idempotent."""

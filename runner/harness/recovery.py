@@ -100,6 +100,8 @@ async def _remove_orphans(store: Store, sandbox: Sandbox, believe: Believe) -> t
     """Remove what has no live lease; return how many went, and the tasks whose containers stay though they should go."""
     orphans, kept = [], set()
     for container in await sandbox.owned_containers(store.store_id):
+        if container.is_leaving:
+            continue
         labels = container.labels
         if isinstance(labels, WarmLabels):
             if _may_wait(container, labels, await store.now()):
@@ -130,7 +132,7 @@ async def _remove_unnamed(
 
     async def suspects() -> list[OwnedContainer]:
         found = await sandbox.owned_containers(store.store_id)
-        return [container for container in found if is_suspect(container.labels)]
+        return [container for container in found if is_suspect(container.labels) and not container.is_leaving]
 
     if not await suspects():
         return 0, set()

@@ -49,7 +49,7 @@ class Telemetry:
         """A container that was asked for did not start, or must not any more."""
 
     def sandbox_ended(self, labels: SandboxLabels) -> None:
-        """A container that had started is gone."""
+        """A container that had started is gone, or nothing of the agent runs in it any more."""
 
     def agent_ended(self, labels: SandboxLabels, result: SandboxResult, seconds: float) -> None:
         """The job in a container is over, `seconds` after it was handed over."""

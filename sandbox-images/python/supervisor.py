@@ -1,4 +1,4 @@
-"""PID 1 of a Python sandbox: takes one job from stdin, runs it in a forked child, reports on stdout, ends.
+"""PID 1 of a Python sandbox: takes one job from stdin, runs it in a forked child, reports on stdout, waits to be let go.
 
 The child is forked *before* anything is read, so that the nonce which proves a report genuine never was in the memory
 of a process that runs agent code; and this process makes itself unreadable (PR_SET_DUMPABLE) before the child gets
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 JOB_MAGIC = b"AHJ1"
 RESULT_MAGIC = b"\x00AHR1"
+END_MAGIC = b"\x00AHE1"
 #: Exit code for "stdin closed": the runner is gone, so nobody waits for a report.
 EXIT_RUNNER_GONE = 113
 #: What the runner allows beyond the wall time before this process ends the run itself: it may be frozen or cut off.
 BACKSTOP_SECONDS = 5.0
+#: How long it stays after its report, unless the runner closes stdin, as it does when it removes the container.
+LINGER_SECONDS = 10.0
 AGENT_DIR = "/tmp/agent"  # noqa: S108 - the sandbox's own tmpfs, empty and private
 MAX_ERROR_BYTES = 4096
 PR_SET_DUMPABLE = 4
@@ -90,11 +93,14 @@ class Supervisor:
             self._reap()
             self._kill_when_due()
         self.ended_at = time.monotonic()
-        self._end_all_others()
+        is_alone = self._end_all_others()
         while self.reports.read():
             pass
         self.reports.finish()
-        self._write_result()
+        digest = self._write_result()
+        if is_alone and digest is not None:
+            write_all(2, END_MAGIC + self.private["nonce"].encode() + digest)
+            self._linger()
 
     def _kill_when_due(self) -> None:
         # A process that was just reaped can't be killed; nor may an end by itself be called a kill.
@@ -169,8 +175,8 @@ class Supervisor:
             if pid == self.agent:
                 self.status = status
 
-    def _end_all_others(self) -> None:
-        # Nobody else may hold stdout when the report is written.
+    def _end_all_others(self) -> bool:
+        """End all other processes; return whether none is left, so that nobody else holds stdout and stderr."""
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             try:
@@ -178,16 +184,29 @@ class Supervisor:
             except ProcessLookupError:
                 pass
             if not self._reap():
-                return
+                return True
             time.sleep(0.001)
+        return False
 
-    def _write_result(self) -> None:
+    def _linger(self) -> None:
+        """Stay until stdin is closed: the engine would begin at once to take the container of an ended PID 1 down."""
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: os._exit(0))
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        deadline = time.monotonic() + LINGER_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            # What comes now, such as a stop, comes too late.
+            if poll.poll(left * 1000) and not os.read(0, 1 << 16):
+                return
+
+    def _write_result(self) -> bytes | None:
+        """Write the result frame; return its digest."""
         import hashlib
 
         assert self.status is not None
         nonce = self.private.get("nonce")
         if nonce is None:
-            return  # Stopped before its job came: nobody would know this for a report, but take it for output.
+            return None  # Stopped before its job came: nobody would know this for a report, but take it for output.
         header = {
             "exit_code": os.waitstatus_to_exitcode(self.status),
             "stopped_by": self.stopped_by,
@@ -202,11 +221,9 @@ class Supervisor:
         }
         head = json.dumps(header, ensure_ascii=False).encode()
         payload = len(head).to_bytes(4, "big") + head + (self.reports.saved or b"")
-        frame = RESULT_MAGIC + nonce.encode() + len(payload).to_bytes(4, "big")
-        view = memoryview(frame + hashlib.sha256(payload).digest() + payload)
-        os.set_blocking(1, True)  # the agent shares the pipe and may have changed it
-        while view:
-            view = view[os.write(1, view) :]
+        digest = hashlib.sha256(payload).digest()
+        write_all(1, RESULT_MAGIC + nonce.encode() + len(payload).to_bytes(4, "big") + digest + payload)
+        return digest
 
 
 class Reports:
@@ -306,6 +323,14 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write to a stream that the agent had too, and may have made non-blocking."""
+    os.set_blocking(fd, True)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _noop(_signal: int, _frame: FrameType | None) -> None:

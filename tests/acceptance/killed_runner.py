@@ -19,6 +19,7 @@ from harness.models import AgentDraft, Claim, LogChunk, NewArtifact, NewTask, Ou
 from harness.ports import OutputStream
 from harness.sandbox.docker import DockerSandbox
 from harness.sandbox.engine import Engine
+from harness.sandbox.frames import END_MAGIC
 from harness.sandbox.images import SandboxImages
 from harness.settings import Settings
 from harness.store.sqlite import SqliteStore
@@ -37,6 +38,11 @@ handoff.save({"n": n}, f"run {n}")
 """
 
 
+#: Of the two ways in which a run's last steps may follow on each other, the one that a step to die at stands for.
+REMOVAL_FIRST = "container removed, end not stored"
+END_FIRST = "end stored, container not removed"
+
+
 class Fate:
     """Knows where to die, once it is armed."""
 
@@ -47,6 +53,11 @@ class Fate:
     def reached(self, step: str) -> None:
         if self.armed and step == self.step:
             die()
+
+    async def hold_back_before(self, step: str) -> None:
+        """Wait for ever, if death comes before that."""
+        if self.armed and step == self.step:
+            await asyncio.Event().wait()
 
 
 def die() -> NoReturn:
@@ -73,8 +84,10 @@ class MortalStore(SqliteStore):
         self, task_id: int, fence: int, outcome: Outcome, *, artifact: NewArtifact | None = None
     ) -> Task:
         self._fate.reached("about to finish")
+        await self._fate.hold_back_before(REMOVAL_FIRST)
         task = await super().finish_task(task_id, fence, outcome, artifact=artifact)
         self._fate.reached("finish written")
+        self._fate.reached(END_FIRST)
         return task
 
 
@@ -86,7 +99,8 @@ class MortalReader:
 
     async def read(self, count: int) -> bytes:
         data = await self._reader.read(count)
-        if not data:
+        # A supervisor's last bytes.
+        if END_MAGIC in data:
             self._fate.reached("agent ended")
         return data
 
@@ -114,6 +128,9 @@ class MortalEngine(Engine):
 
     async def call(self, method: Any, /, *args: Any, **kwargs: Any) -> Any:
         name = method.__name__
+        if name == "remove_container":
+            self._fate.reached("about to remove")
+            await self._fate.hold_back_before(END_FIRST)
         calling = asyncio.ensure_future(super().call(method, *args, **kwargs))
         if name == "create" and self._fate.armed and self._fate.step == "creation requested":
             # The engine may have the request or not: the two ways in which its answer never comes.
@@ -121,6 +138,8 @@ class MortalEngine(Engine):
             die()
         result = await calling
         self._fate.reached(f"after {name}")
+        if name == "remove_container":
+            self._fate.reached(REMOVAL_FIRST)
         return result
 
     async def open_attach(self, container_id: str) -> Any:
@@ -146,8 +165,10 @@ async def main(folder: Path, step: str) -> None:
 
     first = await executor.execute_agent(agent.id)
     assert first.success, first
+    await sandbox.settle()
     fate.armed = True
     second = await executor.execute_agent(agent.id, on_output=on_output)
+    await sandbox.settle()
     sys.exit(f"lived through {step!r}: {second}")
 
 

@@ -63,6 +63,7 @@ async def store(tmp_path: Path, sandbox: DockerSandbox) -> AsyncIterator[SqliteS
     await store.open()
     used_store_ids.add(store.store_id)
     yield store
+    await sandbox.settle()
     assert await sandbox.owned_containers(store.store_id) == []
     await store.close()
 

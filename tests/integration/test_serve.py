@@ -201,7 +201,7 @@ async def test_a_task_is_cancelled_from_another_process(site: Site) -> None:
 
     assert seconds() < 4  # the command itself included
     assert cancelled.reason is Reason.CANCELLED
-    assert await site.containers() == 0
+    await site.until_no_container()
 
 
 async def test_overlap_skip_records_what_it_leaves_out(site: Site) -> None:

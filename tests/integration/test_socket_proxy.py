@@ -57,6 +57,7 @@ async def proxied(
 ) -> AsyncIterator[Lab]:
     lab = Lab(through, sandbox_image)
     yield lab
+    await through.settle()
     assert await through.owned_containers(lab.store_id) == []
 
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.ports import OutputStream
 from harness.sandbox.frames import (
+    END_MAGIC,
     JOB_MAGIC,
     RESULT_MAGIC,
     BadFrameError,
@@ -29,6 +31,8 @@ HEADER: dict[str, Any] = {
     "wall_seconds": 1.5,
 }
 
+STREAMS: tuple[OutputStream, ...] = ("stdout", "stderr")
+
 #: Output that is likely to look like a marker, in full or in part, and has none with our nonce in it.
 LOOKALIKE_PARTS = st.lists(
     st.one_of(
@@ -40,6 +44,8 @@ LOOKALIKE_PARTS = st.lists(
                 RESULT_MAGIC[:3],
                 RESULT_MAGIC + NONCE[:31].encode(),
                 RESULT_MAGIC + OTHER_NONCE.encode(),
+                END_MAGIC,
+                END_MAGIC + NONCE[:31].encode(),
             ]
         ),
     ),
@@ -66,11 +72,17 @@ def good_frame(state: bytes | None = b'{"n":1}', summary: bytes = b"did it") -> 
     return result_frame(result_payload(HEADER, state, summary))
 
 
+def end_mark(frame: bytes, nonce: str = NONCE) -> bytes:
+    at = len(RESULT_MAGIC) + len(nonce) + 4
+    return END_MAGIC + nonce.encode() + frame[at : at + 32]
+
+
 def scan(chunks: list[bytes], nonce: str = NONCE) -> tuple[bytes, Report | None]:
+    """Scan what came on stdout."""
     scanner = ResultScanner(nonce, max_state_bytes=MAX_STATE_BYTES)
-    output = b"".join([scanner.feed(chunk) for chunk in chunks])
-    held_back, report = scanner.finish()
-    return output + held_back, report
+    output = [scanner.feed("stdout", chunk) for chunk in chunks]
+    output += [data for _, data in scanner.release()]
+    return b"".join(output), scanner.report()
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -127,10 +139,12 @@ def test_a_frame_with_another_nonce_is_output_like_any_other() -> None:
 def test_output_is_held_back_only_while_it_may_begin_a_marker() -> None:
     scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
 
-    assert scanner.feed(b"line\n") == b"line\n"
-    assert scanner.feed(b"more\0AH") == b"more"
-    assert scanner.feed(b"a!") == b"\0AHa!"
-    assert scanner.finish() == (b"", None)
+    for stream in STREAMS:
+        assert scanner.feed(stream, b"line\n") == b"line\n"
+        assert scanner.feed(stream, b"more\0AH") == b"more"
+        assert scanner.feed(stream, b"a!") == b"\0AHa!"
+    assert scanner.release() == []
+    assert scanner.report() is None
 
 
 @given(length=st.integers(len(RESULT_MAGIC + NONCE.encode()), len(good_frame()) - 1))
@@ -188,10 +202,10 @@ def test_a_header_with_missing_or_impossible_values_is_bad(header: dict[str, Any
 @pytest.mark.parametrize("head", [b"", b"null", b"[]", b'{"exit_code":', b"\xff\xfe", b"[" * 100_000])
 def test_a_header_that_is_no_json_object_is_bad(head: bytes) -> None:
     scanner = ResultScanner(NONCE, max_state_bytes=200_000)
-    scanner.feed(result_frame(with_length(head)))
+    scanner.feed("stdout", result_frame(with_length(head)))
 
     with pytest.raises(BadFrameError):
-        scanner.finish()
+        scanner.report()
 
 
 @pytest.mark.parametrize("saved", [b"", b"\0", (100).to_bytes(4, "big") + b"too short"])
@@ -207,14 +221,14 @@ def test_a_sound_frame_around_a_malformed_save_is_a_refused_state(saved: bytes) 
 
 def test_a_frame_that_announces_more_than_the_bound_is_bad_and_is_not_kept_in_memory() -> None:
     scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
-    scanner.feed(RESULT_MAGIC + NONCE.encode() + (1 << 31).to_bytes(4, "big"))
+    scanner.feed("stdout", RESULT_MAGIC + NONCE.encode() + (1 << 31).to_bytes(4, "big"))
     for _ in range(1000):
-        assert scanner.feed(b"x" * 65536) == b""
+        assert scanner.feed("stdout", b"x" * 65536) == b""
 
-    assert scanner._frame is not None
-    assert len(scanner._frame) < 200_000
+    assert scanner._frame.found is not None
+    assert len(scanner._frame.found) < 200_000
     with pytest.raises(BadFrameError, match="announces 2,147,483,648 bytes"):
-        scanner.finish()
+        scanner.report()
 
 
 def test_the_longest_payload_allowed_is_read_whole() -> None:
@@ -257,10 +271,98 @@ def test_scanning_takes_time_in_proportion_to_the_output() -> None:
             scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
             began = perf_counter()
             for _ in range(count):
-                scanner.feed(zeros)
+                scanner.feed("stdout", zeros)
             best = min(best, perf_counter() - began)
         return best
 
     zeros = b"\0" * 65536
 
     assert seconds(2000) < seconds(500) * 10
+
+
+# The end mark
+
+
+@given(
+    outputs=st.tuples(LOOKALIKES, LOOKALIKES.filter(lambda output: END_MAGIC + NONCE.encode() not in output)),
+    order=st.lists(st.booleans(), max_size=400),
+    size=st.integers(1, 40),
+)
+def test_it_is_over_with_the_last_byte_of_frame_and_mark_however_the_streams_interleave(
+    outputs: tuple[bytes, bytes], order: list[bool], size: int
+) -> None:
+    frame = good_frame()
+    left = [outputs[0] + frame, outputs[1] + end_mark(frame)]
+    seen = [b"", b""]
+    scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+    for which in [*map(int, order), *([0, 1] * 2000)]:
+        if left[which]:
+            assert not scanner.is_over
+            seen[which] += scanner.feed(STREAMS[which], left[which][:size])
+            left[which] = left[which][size:]
+
+    assert scanner.is_over
+    assert scanner.release() == []
+    assert tuple(seen) == outputs
+    report = scanner.report()
+    assert report is not None
+    assert report.state_text == b'{"n":1}'
+
+
+def is_over(stdout: bytes, stderr: bytes) -> bool:
+    scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+    scanner.feed("stdout", stdout)
+    scanner.feed("stderr", stderr)
+    return scanner.is_over
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_without_the_whole_mark_and_the_whole_frame_it_is_not_over(stream: OutputStream) -> None:
+    frame = good_frame()
+    whole = {"stdout": frame, "stderr": end_mark(frame)}
+    for length in range(len(whole[stream])):
+        cut_off = whole | {stream: whole[stream][:length]}
+        assert not is_over(**cut_off)
+    assert is_over(**whole)
+
+
+def test_an_agent_that_does_not_know_the_nonce_ends_nothing() -> None:
+    forged = result_frame(result_payload(HEADER, b'{"forged":true}'), OTHER_NONCE)
+
+    assert not is_over(forged, end_mark(forged, OTHER_NONCE))
+    assert not is_over(good_frame(), end_mark(forged, OTHER_NONCE))
+    # Each has its own stream.
+    assert not is_over(end_mark(good_frame()), good_frame())
+
+
+def test_a_report_without_a_mark_counts_when_the_streams_have_ended() -> None:
+    for mark in (b"", end_mark(good_frame())[:-1]):
+        scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+        scanner.feed("stdout", good_frame())
+        scanner.feed("stderr", mark)
+
+        assert not scanner.is_over
+        assert scanner.report() is not None
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr"),
+    [
+        pytest.param(good_frame() + b"x", end_mark(good_frame()), id="more on stdout"),
+        pytest.param(good_frame(), end_mark(good_frame()) + b"x", id="more on stderr"),
+        pytest.param(good_frame(), end_mark(good_frame(b'{"n":2}')), id="the mark of another frame"),
+        pytest.param(good_frame(b'{"n":2}') + good_frame(), end_mark(good_frame()), id="two frames"),
+        pytest.param(good_frame()[:-1] + b"?", end_mark(good_frame()), id="a damaged frame"),
+        pytest.param(
+            RESULT_MAGIC + NONCE.encode() + b"\xff" * 100, end_mark(good_frame()), id="a frame without end"
+        ),
+    ],
+)
+def test_what_is_wrong_with_frame_or_mark_is_bad_and_not_waited_for(stdout: bytes, stderr: bytes) -> None:
+    scanner = ResultScanner(NONCE, max_state_bytes=MAX_STATE_BYTES)
+    scanner.feed("stdout", stdout)
+    scanner.feed("stderr", stderr)
+
+    assert scanner.is_over
+    with pytest.raises(BadFrameError):
+        scanner.report()

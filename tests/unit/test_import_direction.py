@@ -48,6 +48,7 @@ LAYERS = (
         "scheduler",
         "executor",
         "recovery",
+        "warming",
         "run",
         "runsecrets",
         "vault",

@@ -226,6 +226,26 @@ async def test_a_container_started_by_a_frozen_runner_during_the_sweep_goes_too(
     assert await sandbox.owned_containers(world.store.store_id) == []
 
 
+async def test_a_container_that_its_own_sandbox_is_about_to_remove_is_left_to_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = await world.running_task()
+    await world.let_leases_end()
+
+    class Removing(FakeSandbox):
+        async def owned_containers(self, store_id: str) -> list[OwnedContainer]:
+            labels = SandboxLabels(store_id, task.id, task.fence)
+            return [OwnedContainer("leaving", labels, "running", world.clock.now(), is_leaving=True)]
+
+        async def remove_container(self, container_id: str) -> None:
+            pytest.fail("it was removed twice")
+
+    report = await sweep(world.store, Removing())
+
+    assert (report.removed_containers, report.lost_tasks) == (0, (task.id,))
+    assert "orphan" not in caplog.text
+
+
 async def test_two_sweeps_at_once_end_a_task_once(world: World) -> None:
     task = await world.running_task()
     world.container(task)

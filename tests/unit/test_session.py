@@ -13,7 +13,7 @@ from harness.models import Reason
 from harness.ports import OutputStream, SandboxJob, SandboxLabels, SandboxLimits, SandboxSpec
 from harness.sandbox.containers import Started
 from harness.sandbox.engine import Engine
-from harness.sandbox.frames import JOB_MAGIC, RESULT_MAGIC
+from harness.sandbox.frames import END_MAGIC, JOB_MAGIC, RESULT_MAGIC
 from harness.sandbox.session import DockerSession
 from harness.testing import FakeClock
 
@@ -49,11 +49,13 @@ class Wire:
         length = int.from_bytes(self.sent[5:9], "big")
         return str(json.loads(self.sent[9 : 9 + length])["nonce"])
 
-    def report(self) -> bytes:
+    def report(self) -> tuple[bytes, bytes]:
+        """What a supervisor ends with: a result frame on stdout, an end mark on stderr."""
         head = json.dumps({"exit_code": 0, "peak_memory_bytes": 1, "cpu_seconds": 0, "wall_seconds": 1})
         payload = len(head).to_bytes(4, "big") + head.encode()
-        digest = hashlib.sha256(payload).digest()
-        return RESULT_MAGIC + self.nonce.encode() + len(payload).to_bytes(4, "big") + digest + payload
+        nonce, digest = self.nonce.encode(), hashlib.sha256(payload).digest()
+        result = RESULT_MAGIC + nonce + len(payload).to_bytes(4, "big") + digest + payload
+        return result, END_MAGIC + nonce + digest
 
 
 def frame(stream: int, data: bytes) -> bytes:
@@ -80,9 +82,10 @@ class Bench:
         )
 
     async def end(self) -> None:
+        """Report as a supervisor does, which then stays: the stream does not end."""
         await self.wire.written.wait()
-        self.reader.feed_data(frame(1, self.wire.report()))
-        self.reader.feed_eof()
+        result, mark = self.wire.report()
+        self.reader.feed_data(frame(1, result) + frame(2, mark))
 
 
 async def test_a_job_that_cannot_be_encoded_is_an_error_and_not_a_run_without_end() -> None:
@@ -120,3 +123,62 @@ async def test_after_the_end_no_helper_is_left() -> None:
 
     assert bench.clock.sleepers == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_result_whose_end_mark_is_missing_counts_at_the_end_of_the_stream_and_not_before() -> None:
+    bench = Bench()
+    running = asyncio.create_task(bench.run())
+    await bench.wire.written.wait()
+    result, mark = bench.wire.report()
+    bench.reader.feed_data(frame(1, result) + frame(2, mark[:-1]))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not running.done()
+    bench.reader.feed_eof()
+
+    assert (await running).reason is Reason.COMPLETED
+    assert bench.output == []
+    assert not bench.session.is_over
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_output_that_comes_after_one_of_the_two_marks_is_not_lost(swapped: bool) -> None:
+    bench = Bench()
+    running = asyncio.create_task(bench.run())
+    await bench.wire.written.wait()
+    result, mark = bench.wire.report()
+    first, last = (frame(2, mark), frame(1, b"out" + result)) if swapped else (
+        frame(1, result), frame(2, b"err" + mark),
+    )  # fmt: skip
+    bench.reader.feed_data(first)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not running.done()
+    bench.reader.feed_data(last)
+
+    assert (await running).reason is Reason.COMPLETED
+    assert bench.output == [("stdout", b"out") if swapped else ("stderr", b"err")]
+    assert bench.session.is_over
+
+
+async def test_a_stop_after_the_result_changes_nothing() -> None:
+    bench = Bench()
+    running = asyncio.create_task(bench.run())
+    await bench.end()
+    result = await running
+    await bench.session.stop(Reason.TIMEOUT, "too late")
+
+    assert result.reason is Reason.COMPLETED
+    assert bench.session.is_over
+
+
+async def test_a_run_whose_lease_was_lost_is_not_over_for_its_successor() -> None:
+    bench = Bench()
+    await bench.session.stop(Reason.LOST, "the lease was lost")
+    bench.wire.sent = b""
+    bench.wire.written.clear()
+    running = asyncio.create_task(bench.run())
+    await bench.end()
+    await running
+
+    assert not bench.session.is_over

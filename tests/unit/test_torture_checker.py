@@ -183,6 +183,12 @@ def _miss_on_time(scene: Scene) -> None:
 
 
 def _overlap(scene: Scene) -> None:
+    _leave_the_container(scene)
+    (attempt,) = scene.tasks[0].attempts
+    scene.change_task(1, attempts=(attempt.model_copy(update={"ended_at": at(33)}),))
+
+
+def _leave_the_container(scene: Scene) -> None:
     scene.sights = [sight for sight in scene.sights if sight.at != at(21.1)]
 
 
@@ -333,6 +339,12 @@ def test_each_violation_is_found(spoil: Callable[[Scene], None], expected: str) 
     scene = Scene()
     spoil(scene)
     assert any(line.startswith(expected) for line in scene.found()), scene.found()
+
+
+def test_a_container_that_outlasts_the_stored_end_of_its_attempt_is_no_overlap() -> None:
+    scene = Scene()
+    _leave_the_container(scene)
+    assert scene.found() == []
 
 
 def test_what_an_engine_that_died_ran_has_ended_with_it() -> None:

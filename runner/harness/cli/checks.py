@@ -270,6 +270,7 @@ class Doctor:
                 job, sink=lambda _, data: output.extend(data), before_stop=_ignore_stop
             )
             start_seconds = session.start_seconds
+        await self._sandbox.settle()
         if (
             result.reason is not Reason.COMPLETED
             or bytes(output) != b"hello\n"

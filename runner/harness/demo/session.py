@@ -164,7 +164,7 @@ def _explain_after(result: ExecutionResult, display: Display) -> None:
     display.step("SUMMARIZE", f"Its call of handoff.save(state, summary) says: {result.summary}.")
     display.step(
         "RESET",
-        "The state is saved as a handoff artifact, and the container is gone. Every run takes these four steps.",
+        "The state is saved as a handoff artifact, and the container is thrown away. Every run takes these four steps.",
     )
 
 
@@ -191,5 +191,6 @@ def _check(runs: Sequence[FinishedRun], newest: HandoffArtifact | None) -> list[
 
 
 async def _containers_left(runtime: Runtime) -> Check:
+    await runtime.sandbox.settle()
     left = await runtime.sandbox.owned_containers(runtime.store.store_id)
     return Check(not left, f"containers left: {len(left)}")

@@ -17,8 +17,10 @@ from docker import APIClient
 from harness.aio import uninterrupted
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
 from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, SandboxShape, WarmLabels
+from harness.sandbox.dispatch import Dispatch
 from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.sandbox.hostconfig import LABEL_STORE, read_labels
+from harness.sandbox.reaper import Reaper
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,12 @@ class Started:
 class Containers:
     """The containers of one engine."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, dispatch: Dispatch, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
         #: Those that are not discarded yet, by the name or id to remove them by.
         self._open: set[str] = set()
+        self._reaper = Reaper(self._remove_or_report, dispatch, clock)
 
     async def start(
         self,
@@ -113,16 +116,27 @@ class Containers:
             else:
                 return
 
-    async def discard(self, started: Started) -> None:
-        """Remove a container in any case; one that the engine can't remove is left to the sweeps, and reported."""
-        # A plain close would first wait to send what a program leaves unread.
-        started.writer.transport.abort()
-        await uninterrupted(self._discard(started.container_id))
+    async def discard(self, started: Started, *, is_over: bool = False) -> None:
+        """Remove a container in any case; one that the engine can't remove is left to the sweeps, and reported.
+
+        Args:
+            started: The container.
+            is_over: Nothing of an agent runs in it any more: it is removed in the background.
+        """
+        if not is_over:
+            # A plain close would first wait to send what a program leaves unread.
+            started.writer.transport.abort()
+            await uninterrupted(self._discard(started.container_id))
+        elif started.container_id in self._open:
+            self._open.discard(started.container_id)
+            await uninterrupted(self._reaper.take(started.container_id, started.writer))
 
     async def _discard(self, name_or_id: str) -> None:
-        if name_or_id not in self._open:
-            return  # `close` was faster
-        self._open.discard(name_or_id)
+        if name_or_id in self._open:  # else `close` was faster
+            self._open.discard(name_or_id)
+            await self._remove_or_report(name_or_id)
+
+    async def _remove_or_report(self, name_or_id: str) -> None:
         try:
             await self.remove(name_or_id)
         except SandboxError as error:
@@ -156,9 +170,14 @@ class Containers:
             labels = read_labels(entry["Labels"], name)
             if labels is not None:
                 made_at = datetime.fromtimestamp(entry["Created"], UTC)
-                found.append(OwnedContainer(entry["Id"], labels, entry["State"], made_at))
+                is_leaving = entry["Id"] in self._reaper
+                found.append(OwnedContainer(entry["Id"], labels, entry["State"], made_at, is_leaving))
         return found
+
+    async def settle(self) -> None:
+        """Wait until all that was discarded is removed, or reported."""
+        await self._reaper.settle()
 
     async def close(self) -> None:
         """Remove what is left."""
-        await asyncio.gather(*map(self._discard, tuple(self._open)))
+        await asyncio.gather(self.settle(), *map(self._discard, tuple(self._open)))

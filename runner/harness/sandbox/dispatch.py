@@ -35,6 +35,11 @@ class Dispatch:
             self._settled_at = self._clock.monotonic() + SETTLING_SECONDS
             self._done.set()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no run waits for its container or just got it."""
+        return self._under_way == 0 and self._clock.monotonic() >= self._settled_at
+
     async def quiet(self) -> None:
         """Wait until no run waits for its container or just got it, but no longer than `PATIENCE_SECONDS`."""
         waiting = asyncio.create_task(self._until_quiet())

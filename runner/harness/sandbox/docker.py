@@ -1,14 +1,14 @@
 """`DockerSandbox`: a throwaway container per job on a plain Docker Engine.
 
 A container that waits for a job of this shape, else create → attach → start; then the session: job frame → stream →
-end; then remove. Always in this order and always to its end: whatever happens inside ``open``, the container is gone
-when it is left.
+result; then remove. Always in this order and always to its end: whatever happens inside ``open``, nothing of the agent runs
+any more when it is left. Where its supervisor proved that already, the container is removed in the background; else it is
+gone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -70,7 +70,7 @@ class DockerSandbox:
         self.images = images
         self._clock = clock or SystemClock()
         self._dispatch = Dispatch(self._clock)
-        self._containers = Containers(engine, self._clock)
+        self._containers = Containers(engine, self._dispatch, self._clock)
         self.pool = WarmPool(
             self, self._dispatch, self._clock, max_containers=warm_containers, max_bytes=warm_bytes
         )
@@ -81,22 +81,28 @@ class DockerSandbox:
     ) -> AsyncIterator[DockerSession]:
         """Start a container, or take one that waits for a job; see the port."""
         began = self._clock.monotonic()
-        async with contextlib.AsyncExitStack() as ending:
-            with self._dispatch:
-                origin: SandboxOrigin = "cold"
-                taken = await self._take_warm(spec)
-                if taken is None:
-                    started = await self._start_cold(spec, before_start)
-                    ending.push_async_callback(self._containers.discard, started)
-                else:
-                    started, origin = taken
-                    ending.push_async_callback(self._containers.discard, started)
-                    naming = asyncio.create_task(self._name(started, container_name(spec.labels)))
-                    ending.push_async_callback(_end, naming)
-                    if before_start is not None:
-                        before_start()
+        session: DockerSession | None = None
+        naming: asyncio.Task[None] | None = None
+        with self._dispatch:
+            origin: SandboxOrigin = "cold"
+            taken = await self._take_warm(spec)
+            if taken is not None:
+                started, origin = taken
+            else:
+                started = await self._start_cold(spec, before_start)
+        try:
+            if origin != "cold":
+                naming = asyncio.create_task(self._name(started, container_name(spec.labels)))
+                if before_start is not None:
+                    before_start()
             start_seconds = self._clock.monotonic() - began
-            yield DockerSession(self.engine, spec, started, origin, start_seconds, self._clock)
+            session = DockerSession(self.engine, spec, started, origin, start_seconds, self._clock)
+            yield session
+        finally:
+            if naming is not None:
+                naming.cancel()
+            is_over = session is not None and session.is_over
+            await self._containers.discard(started, is_over=is_over)
 
     async def _start_cold(self, spec: SandboxSpec, before_start: BeforeStart | None) -> Started:
         return await self._containers.start(
@@ -184,13 +190,12 @@ class DockerSandbox:
 
         return (await sample_usage(fetch, clock=self._clock)).as_dict()
 
+    async def settle(self) -> None:
+        """Wait until every container whose `open` has been left is removed, or reported."""
+        await self._containers.settle()
+
     async def close(self) -> None:
         """Remove containers that wait, and those whose runs were abandoned; release connections and threads."""
         await self.pool.close()
         await self._containers.close()
         await self.engine.close()
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -263,8 +263,13 @@ class EngineRefusedError(SandboxError):
         self.status = status
 
 
-async def demultiplex(reader: asyncio.StreamReader, sink: Callable[[int, bytes], None]) -> None:
-    """Read an attach stream to its end, passing on (1 for stdout or 2 for stderr, bytes).
+async def demultiplex(
+    reader: asyncio.StreamReader,
+    sink: Callable[[int, bytes], None],
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Read an attach stream until `is_over`, or to its end, passing on (1 for stdout or 2 for stderr, bytes).
 
     Frames have an 8-byte header: stream, three zeros, big-endian length (Docker Engine API, ContainerAttach). An agent
     that prints lines makes a frame per line, so frames are parsed a buffer at a time and neighbours passed on as one.
@@ -280,6 +285,8 @@ async def demultiplex(reader: asyncio.StreamReader, sink: Callable[[int, bytes],
             return
         buffer += data
         _pass_on(buffer, sink)
+        if is_over():
+            return
         # A read that finds data waiting lets nobody else run.
         await asyncio.sleep(0)
 

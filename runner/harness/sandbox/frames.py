@@ -11,6 +11,12 @@ stdout, supervisor to runner: whatever the agent wrote, then once, as the very l
 length, that much JSON (see `Report`), and then what the agent saved: a 4-byte length, that much summary, JSON state.
 The agent never sees the nonce, so a frame it forges is output like any other; a torn one fails its length or digest.
 
+stderr, supervisor to runner: whatever the agent wrote, then once, as the very last bytes, an end mark: ``\0AHE1``, the
+nonce, the SHA-256 out of the result frame. It follows the frame, and is left out unless all other processes of the
+container are dead. The engine copies the two streams apart from each other, so only frame and mark together say that
+all output has come; then the runner need not wait until the container has ended. The supervisor stays until its stdin
+is closed, or for some seconds at most.
+
 The other end is ``sandbox-images/python/supervisor.py``; change both together.
 """
 
@@ -18,13 +24,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.ports import OutputStream
+
 JOB_MAGIC = b"AHJ1"
 RESULT_MAGIC = b"\x00AHR1"
+END_MAGIC = b"\x00AHE1"
 #: Exit code of a supervisor whose stdin was closed on it.
 EXIT_RUNNER_GONE = 113
 #: Beyond the state itself: header, summary, lengths.
@@ -69,54 +78,93 @@ def encode_frame(kind: bytes, document: Mapping[str, Any] | None = None) -> byte
 
 
 class ResultScanner:
-    """Tells the agent's own output and the result frame apart in a stream of stdout chunks."""
+    """Tells the agent's own output from what the supervisor adds to it, in chunks of stdout and stderr."""
 
     def __init__(self, nonce: str, *, max_state_bytes: int) -> None:
-        """Look for frames with this nonce.
+        """Look for what bears this nonce.
 
         Args:
             nonce: The run's nonce, as sent in the ``P`` frame.
             max_state_bytes: Bound on the saved state; a longer frame is a bad frame.
         """
-        self._marker = RESULT_MAGIC + nonce.encode()
         self._max_bytes = max_state_bytes + RESULT_OVERHEAD_BYTES
+        self._frame = _Tail(RESULT_MAGIC + nonce.encode(), 4 + _DIGEST_BYTES + self._max_bytes)
+        self._end = _Tail(END_MAGIC + nonce.encode(), _DIGEST_BYTES)
+
+    def feed(self, stream: OutputStream, data: bytes) -> bytes:
+        """Take a chunk; return what of it, and of what was held back, is certainly the agent's output."""
+        return (self._frame if stream == "stdout" else self._end).feed(data)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can come: the end mark is there, and the frame is whole, or so long that it is bad."""
+        frame = self._frame.found
+        if frame is None or self._end.found is None or len(self._end.found) < _DIGEST_BYTES:
+            return False
+        announced = int.from_bytes(frame[:4], "big")
+        return len(frame) >= 4 and (
+            announced > self._max_bytes or len(frame) >= 4 + _DIGEST_BYTES + announced
+        )
+
+    def release(self) -> Sequence[tuple[OutputStream, bytes]]:
+        """Return, at the end of the streams, what of the agent's output was held back."""
+        held: tuple[tuple[OutputStream, bytes], ...] = (
+            ("stdout", self._frame.release()),
+            ("stderr", self._end.release()),
+        )
+        return [(stream, data) for stream, data in held if data]
+
+    def report(self) -> Report | None:
+        """Return the report at the end of the streams; None without a frame.
+
+        Raises:
+            BadFrameError: A frame began and is torn, damaged, too long or malformed, or the end mark is not its own.
+        """
+        if self._frame.found is None:
+            return None
+        report = _parse(bytes(self._frame.found), self._max_bytes)
+        end = self._end.found
+        if end is not None and len(end) >= _DIGEST_BYTES and end != self._frame.found[4 : 4 + _DIGEST_BYTES]:
+            raise BadFrameError("the result frame is not the one that the end mark is for")
+        return report
+
+
+class _Tail:
+    """Passes a stream on up to a mark and keeps what follows it, as far as a bound and one byte past it."""
+
+    def __init__(self, mark: bytes, max_bytes: int) -> None:
+        self._mark = mark
+        #: One byte past the bound is enough to know that it is too long.
+        self._most = max_bytes + 1
         self._held = b""
-        self._frame: bytearray | None = None
+        #: What came after the mark; None: it has not come yet.
+        self.found: bytearray | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Take a chunk; return what of it, and of what was held back, is certainly the agent's output."""
-        if self._frame is not None:
-            # One byte past the bound is enough to know that the frame is bad.
-            most = 4 + _DIGEST_BYTES + self._max_bytes + 1
-            self._frame += data[: max(0, most - len(self._frame))]
+        if self.found is not None:
+            self.found += data[: max(0, self._most - len(self.found))]
             return b""
         data = self._held + data
-        found = data.find(self._marker)
-        if found >= 0:
+        at = data.find(self._mark)
+        if at >= 0:
             self._held = b""
-            self._frame = bytearray(data[found + len(self._marker) :])
-            return data[:found]
-        keep = _overlap(data, self._marker)
+            start = at + len(self._mark)
+            self.found = bytearray(data[start : start + self._most])
+            return data[:at]
+        keep = _overlap(data, self._mark)
         self._held = data[len(data) - keep :]
         return data[: len(data) - keep]
 
-    def finish(self) -> tuple[bytes, Report | None]:
-        """Say what is left at the end of the stream: output held back, and the report, None without a frame.
-
-        Raises:
-            BadFrameError: A frame began and is torn, damaged, too long or malformed.
-        """
-        if self._frame is None:
-            held, self._held = self._held, b""
-            return held, None
-        return b"", _parse(bytes(self._frame), self._max_bytes)
+    def release(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
 
 
-def _overlap(data: bytes, marker: bytes) -> int:
-    """Return the length of the longest end of `data` that `marker` starts with."""
-    start = data.rfind(marker[:1], max(0, len(data) - len(marker) + 1))
-    # The marker's first byte occurs in it once, so only the last occurrence can begin a marker.
-    if start < 0 or not marker.startswith(data[start:]):
+def _overlap(data: bytes, mark: bytes) -> int:
+    """Return the length of the longest end of `data` that `mark` starts with."""
+    start = data.rfind(mark[:1], max(0, len(data) - len(mark) + 1))
+    # The mark's first byte occurs in it once, so only the last occurrence can begin a mark.
+    if start < 0 or not mark.startswith(data[start:]):
         return 0
     return len(data) - start
 

@@ -1,7 +1,7 @@
 """`DockerSession`: one started container and the one job it is good for.
 
 The wall time, the stop with its grace, and the kill behind it are three small tasks beside the one that reads the
-attach stream to its end. No thread belongs to a session.
+attach stream: until the supervisor has told all, or else to the stream's end. No thread belongs to a session.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from docker import APIClient
 
@@ -24,6 +24,7 @@ from harness.ports import (
     BeforeStop,
     Clock,
     OutputSink,
+    OutputStream,
     SandboxJob,
     SandboxOrigin,
     SandboxResult,
@@ -72,6 +73,16 @@ class DockerSession:
         #: The last answer, which the next one's CPU is measured from.
         self._last_stats: Mapping[str, Any] | None = None
         self._nonce = secrets.token_hex(16)
+        self._all_told = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the agent runs any more, by the supervisor's proven word; it alone may still be there.
+
+        False for a run whose lease was lost or that is given back: its successor may start at once, and is to find
+        no container.
+        """
+        return self._all_told and (self._stopped is None or self._stopped[0] is not Reason.LOST)
 
     async def run(self, job: SandboxJob, *, sink: OutputSink, before_stop: BeforeStop) -> SandboxResult:
         """Run the job to its end; see the port."""
@@ -141,23 +152,29 @@ class DockerSession:
 
     async def _read(self, sink: OutputSink) -> Ending:
         """Read all output; return what is known of the end."""
-        names: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
+        names: dict[int, OutputStream] = {1: "stdout", 2: "stderr"}
         scanner = ResultScanner(self._nonce, max_state_bytes=self._limits.state_bytes)
 
         def take(stream: int, data: bytes) -> None:
-            own = scanner.feed(data) if stream == 1 and self._supervised else data
+            name = names.get(stream)
+            own = scanner.feed(name, data) if name and self._supervised else data
             if own:
                 # Stream 3 is the engine's own words about a failure: stdcopy.Systemerr in moby.
-                sink(names.get(stream, "stderr"), own)
+                sink(name or "stderr", own)
 
-        await demultiplex(self._reader, take)
+        await demultiplex(self._reader, take, is_over=lambda: scanner.is_over)
+        for name, held_back in scanner.release():
+            sink(name, held_back)
         try:
-            held_back, report = scanner.finish()
+            report = scanner.report()
         except BadFrameError as error:
+            if scanner.is_over and self._writer.can_write_eof():
+                self._writer.write_eof()  # the supervisor waits for that
             return await self._ask_engine(bad_frame=str(error))
-        if held_back:
-            sink("stdout", held_back)
-        return Ending(report=report) if report else await self._ask_engine(bad_frame=None)
+        if report is None:
+            return await self._ask_engine(bad_frame=None)
+        self._all_told = scanner.is_over
+        return Ending(report=report)
 
     async def _ask_engine(self, *, bad_frame: str | None) -> Ending:
         """Learn from the engine how a container ended that gave no report."""
