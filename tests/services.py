@@ -22,7 +22,7 @@ from tests.sandboxes import used_store_ids, wait_until
 from harness.clock import SystemClock
 from harness.errors import TaskNotFoundError
 from harness.models import Agent, AgentDraft, Task, TaskStatus
-from harness.ports import Store
+from harness.ports import SandboxLabels, Store
 from harness.sandbox.docker import DockerSandbox
 from harness.settings import Settings
 from harness.wiring import make_sandbox, make_store
@@ -147,7 +147,9 @@ class Site:
         await wait_until(has_printed, what=f"{text!r} of task {task_id}")
 
     async def containers(self) -> int:
-        return len(await self.sandbox.owned_containers(self.store.store_id))
+        """Return how many containers have a task; of a service that runs, others may wait for one."""
+        owned = await self.sandbox.owned_containers(self.store.store_id)
+        return sum(isinstance(container.labels, SandboxLabels) for container in owned)
 
     async def until_no_container(self) -> None:
         """Wait until what ended runs left is removed: where nothing runs any more, that is a moment after the end."""
@@ -218,7 +220,7 @@ async def site(tmp_path: Path, sandbox_image: str, no_container_is_left: None) -
             yield site
         finally:
             await site.close()
-        assert await site.containers() == 0
+        assert await site.sandbox.owned_containers(site.store.store_id) == []
 
 
 @dataclass(frozen=True, slots=True)

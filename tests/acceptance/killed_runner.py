@@ -21,6 +21,7 @@ from harness.sandbox.docker import DockerSandbox
 from harness.sandbox.engine import Engine
 from harness.sandbox.frames import END_MAGIC
 from harness.sandbox.images import SandboxImages
+from harness.sandbox.pool import SPARE_BYTES
 from harness.settings import Settings
 from harness.store.sqlite import SqliteStore
 from harness.wiring import make_sandbox
@@ -41,6 +42,10 @@ handoff.save({"n": n}, f"run {n}")
 #: Of the two ways in which a run's last steps may follow on each other, the one that a step to die at stands for.
 REMOVAL_FIRST = "container removed, end not stored"
 END_FIRST = "end stored, container not removed"
+
+
+#: Before a step: the run takes a container that waited for it.
+WARM = "warm: "
 
 
 class Fate:
@@ -126,21 +131,31 @@ class MortalEngine(Engine):
         super().__init__(engine.address)
         self._fate = fate
 
-    async def call(self, method: Any, /, *args: Any, **kwargs: Any) -> Any:
-        name = method.__name__
-        if name == "remove_container":
-            self._fate.reached("about to remove")
-            await self._fate.hold_back_before(END_FIRST)
-        calling = asyncio.ensure_future(super().call(method, *args, **kwargs))
-        if name == "create" and self._fate.armed and self._fate.step == "creation requested":
+    async def create_container(self, *arguments: Any, **more: Any) -> str:
+        creating = asyncio.ensure_future(super().create_container(*arguments, **more))
+        if self._fate.armed and self._fate.step == "creation requested":
             # The engine may have the request or not: the two ways in which its answer never comes.
             await asyncio.sleep(0.01)
             die()
-        result = await calling
-        self._fate.reached(f"after {name}")
-        if name == "remove_container":
-            self._fate.reached(REMOVAL_FIRST)
-        return result
+        container_id = await creating
+        self._fate.reached("created")
+        return container_id
+
+    async def start_container(self, container_id: str) -> None:
+        await super().start_container(container_id)
+        self._fate.reached("started")
+
+    async def rename_container(self, container_id: str, name: str) -> None:
+        self._fate.reached("about to be named")
+        await super().rename_container(container_id, name)
+        self._fate.reached("named")
+
+    async def remove_container(self, container: str) -> None:
+        self._fate.reached("about to remove")
+        await self._fate.hold_back_before(END_FIRST)
+        await super().remove_container(container)
+        self._fate.reached("removed")
+        self._fate.reached(REMOVAL_FIRST)
 
     async def open_attach(self, container_id: str) -> Any:
         reader, writer = await super().open_attach(container_id)
@@ -149,12 +164,15 @@ class MortalEngine(Engine):
 
 
 async def main(folder: Path, step: str) -> None:
-    fate = Fate(step)
+    is_warm = step.startswith(WARM)
+    fate = Fate(step.removeprefix(WARM))
     settings = Settings(lease_seconds=2)
     usual = make_sandbox(settings, SystemClock())
     engine = MortalEngine(usual.engine, fate)
     await usual.close()
-    sandbox = DockerSandbox(engine, SandboxImages(engine))
+    sandbox = DockerSandbox(
+        engine, SandboxImages(engine), warm_containers=int(is_warm), warm_bytes=SPARE_BYTES
+    )
     store = MortalStore(folder / "harness.db", fate)
     await store.open()
     agent = await store.create_agent(AgentDraft(name="counter", code=CODE))
@@ -166,6 +184,12 @@ async def main(folder: Path, step: str) -> None:
     first = await executor.execute_agent(agent.id)
     assert first.success, first
     await sandbox.settle()
+    if is_warm:
+        shape = executor.shape_of(agent)
+        assert shape is not None
+        await sandbox.keep_warm(store.store_id, executor.owner, {shape: 1}, now=await store.now())
+        while sandbox.pool.count() < 1:  # noqa: ASYNC110 - the pool tells nobody
+            await asyncio.sleep(0.02)
     fate.armed = True
     second = await executor.execute_agent(agent.id, on_output=on_output)
     await sandbox.settle()

@@ -43,9 +43,9 @@ class Step:
 STEPS = [
     Step("task claimed", 0),
     Step("creation requested", None),
-    Step("after create", 1),
+    Step("created", 1),
     Step("attached", 1),
-    Step("after start", 1),
+    Step("started", 1),
     Step("job sent", 1),
     Step("first output", 1),
     Step("agent ended", 1, all_output=None),
@@ -53,10 +53,18 @@ STEPS = [
     Step("about to finish", None, all_output=True),
     Step("finish written", None, all_output=True, finished=True),
     Step("about to remove", 1, all_output=None, finished=None),
-    Step("after remove_container", 0, all_output=None, finished=None),
+    Step("removed", 0, all_output=None, finished=None),
     # The container is removed beside the last write, so either may be the first.
     Step("container removed, end not stored", 0, all_output=True),
     Step("end stored, container not removed", 1, all_output=True, finished=True),
+    # In a container that waited; its successor may just be in the making.
+    Step("warm: task claimed", None),
+    Step("warm: job sent", None),
+    Step("warm: first output", None),
+    Step("warm: about to be named", None, all_output=None, finished=None),
+    Step("warm: named", None, all_output=None, finished=None),
+    Step("warm: agent ended", None, all_output=None),
+    Step("warm: finish written", None, all_output=True, finished=True),
 ]
 
 

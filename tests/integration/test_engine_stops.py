@@ -140,7 +140,7 @@ async def test_an_engine_that_hangs_delays_the_end_by_a_bound(
         own_engine.signal(signal.SIGSTOP)
 
     async def run() -> Reason:
-        async with own_lab.sandbox.open(own_lab.spec(timeout_seconds=1, grace_seconds=0)) as session:
+        async with own_lab.sandbox.open(own_lab.spec(timeout_seconds=4, grace_seconds=0)) as session:
             result = await session.run(job, sink=lambda stream, data: spoke.set(), before_stop=record)
         return result.reason
 

@@ -12,15 +12,14 @@ from time import monotonic
 
 import pytest
 from docker import APIClient
-from docker.errors import APIError
-from requests import Response
 from tests.sandboxes import Lab, wait_until
 
 from harness.clock import SystemClock
 from harness.models import Reason
 from harness.ports import OutputStream, SandboxJob, SandboxResult
 from harness.recovery import sweep
-from harness.sandbox import docker as docker_module
+from harness.sandbox import containers as containers_module
+from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.sandbox.frames import END_MAGIC
 from harness.sandbox.session import DockerSession
 from harness.settings import Settings
@@ -290,12 +289,12 @@ async def test_a_removal_by_another_process_at_the_same_time_is_harmless(
 async def test_a_container_that_the_engine_will_not_remove_is_reported_and_found_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(client: APIClient, container: str, **_: object) -> None:
-        raise APIError("no", response=Response(), explanation="device is busy")
+    async def refuse(engine: Engine, container: str) -> None:
+        raise EngineRefusedError("device is busy", 500)
 
-    monkeypatch.setattr(docker_module, "REMOVE_TRIES", 2)
+    monkeypatch.setattr(containers_module, "REMOVE_TRIES", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(APIClient, "remove_container", refuse)
+        patch.setattr(Engine, "remove_container", refuse)
         async with _ended(lab) as (session, _):
             pass
         await lab.sandbox.settle()

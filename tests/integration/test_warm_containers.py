@@ -39,6 +39,7 @@ async def lab(sandbox: DockerSandbox, sandbox_image: str) -> AsyncIterator[Lab]:
     lab = Lab(sandbox, sandbox_image)
     yield lab
     await sandbox.pool.close()
+    await sandbox.settle()
     assert await sandbox.owned_containers(lab.store_id) == []
 
 
@@ -73,6 +74,7 @@ async def test_a_run_takes_the_container_that_waits_and_leaves_nothing_of_it(lab
     ran = await lab.run("print('hello')", owner=OWNER, during=None)
 
     assert (ran.reason, ran.stdout) == (Reason.COMPLETED, b"hello\n")
+    await lab.sandbox.settle()
     assert container_id not in [
         owned.container_id for owned in await lab.sandbox.owned_containers(lab.store_id)
     ]
