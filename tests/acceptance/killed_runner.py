@@ -102,6 +102,9 @@ class MortalReader:
     def __init__(self, reader: asyncio.StreamReader, fate: Fate) -> None:
         self._reader, self._fate = reader, fate
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
     async def read(self, count: int) -> bytes:
         data = await self._reader.read(count)
         # A supervisor's last bytes.
