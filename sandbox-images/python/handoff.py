@@ -4,27 +4,31 @@
 * `task`: agent_id, task_id, attempt, run_count and previous_outcome of this run, as attributes.
 * `save`: hand a new state over.
 
-This file is baked into the sandbox image and runs inside the sandbox: standard library only, and nothing here is
-trusted by the harness, which checks again whatever arrives.
+This file is baked into the sandbox image and runs inside the sandbox: standard library only, as little of it as can be,
+and nothing here is trusted by the harness, which checks again whatever arrives.
 """
-
-from __future__ import annotations
 
 import json
 import os
-import threading
-from types import SimpleNamespace
-from typing import Any
+import sys
+from _thread import allocate_lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+    from typing import Any
+else:
+    SimpleNamespace = type(sys.implementation)  # what `types` does, without the rest of it
 
 #: State left by the previous run; an empty dict on the first one.
-context: dict[str, Any] = {}
+context: "dict[str, Any]" = {}
 #: This run: agent_id, task_id, attempt, run_count, previous_outcome.
 task = SimpleNamespace()
 
 #: Summaries are cut to this many characters.
 MAX_SUMMARY_CHARS = 2000
 
-_lock = threading.Lock()
+_lock = allocate_lock()
 _pipe = -1
 _owner_pid = -1
 _max_state_bytes = 0
@@ -34,7 +38,7 @@ class HandoffError(ValueError):
     """The state can't be handed over; the message says why."""
 
 
-def save(state: dict[str, Any], summary: str = "") -> None:
+def save(state: "dict[str, Any]", summary: str = "") -> None:
     """Make `state` the context of the next run, if this run ends well. The last call wins.
 
     Args:
@@ -62,14 +66,14 @@ def send(kind: bytes, payload: bytes) -> None:
             view = view[os.write(_pipe, view) :]
 
 
-def bind(pipe: int, max_state_bytes: int, new_context: dict[str, Any], new_task: dict[str, Any]) -> None:
+def bind(pipe: int, max_state_bytes: int, new_context: "dict[str, Any]", new_task: "dict[str, Any]") -> None:
     """Fill the module in before the agent starts. Internal: called by the supervisor's child."""
     global context, task, _pipe, _owner_pid, _max_state_bytes
     _pipe, _owner_pid, _max_state_bytes = pipe, os.getpid(), max_state_bytes
     context, task = new_context, SimpleNamespace(**new_task)
 
 
-def _encode(state: dict[str, Any], summary: str) -> bytes:
+def _encode(state: "dict[str, Any]", summary: str) -> bytes:
     if not isinstance(state, dict):
         raise HandoffError(f"state must be a dict, got {type(state).__name__}")
     try:

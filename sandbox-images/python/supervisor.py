@@ -2,22 +2,27 @@
 
 The child is forked *before* anything is read, so that the nonce which proves a report genuine never was in the memory
 of a process that runs agent code; and this process makes itself unreadable (PR_SET_DUMPABLE) before the child gets
-its job. What may be changed here must keep these two orders. The wire format is described, and parsed, in
-``harness/sandbox/frames.py``; change both together. Standard library only; every import costs start-up time.
+its job. What may be changed here must keep these two orders. What the child does is in ``harness_child.py``. The wire
+format is described, and parsed, in ``harness/sandbox/frames.py``; change both together.
+
+Standard library only, and as little of it as can be: every container pays for each import before its first job, so also
+`signal`, `ctypes`, `hashlib` and `typing` are left out, or are represented by the C modules beneath them.
 """
 
-from __future__ import annotations
-
-import json
 import os
 import select
-import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
 
+import harness_json
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from types import FrameType
+    from typing import Any
+else:
+    import _signal as signal
 
 JOB_MAGIC = b"AHJ1"
 RESULT_MAGIC = b"\x00AHR1"
@@ -28,8 +33,8 @@ EXIT_RUNNER_GONE = 113
 BACKSTOP_SECONDS = 5.0
 #: How long it stays after its report, unless the runner closes stdin, as it does when it removes the container.
 LINGER_SECONDS = 10.0
-AGENT_DIR = "/tmp/agent"  # noqa: S108 - the sandbox's own tmpfs, empty and private
 MAX_ERROR_BYTES = 4096
+PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 
 
@@ -41,14 +46,13 @@ def main() -> None:
     if agent == 0:
         os.close(job_write)
         os.close(report_read)
-        agent_main(job_read, report_write)
+        import harness_child
+
+        harness_child.main(job_read, report_write)
     os.close(job_read)
     os.close(report_write)
     forbid_inspection()
     Supervisor(agent, job_write, report_read).run()
-
-
-# The supervisor's side
 
 
 class Supervisor:
@@ -114,7 +118,7 @@ class Supervisor:
             return None
         return max(0.0, self.kill_at - time.monotonic()) * 1000 + 1
 
-    def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
+    def _on_sigterm(self, _signal: int, _frame: "FrameType | None") -> None:
         self._stop("signal")
 
     def _stop(self, by: str) -> None:
@@ -138,7 +142,7 @@ class Supervisor:
             kind, payload = self.inbox[4:5], bytes(self.inbox[9 : 9 + length])
             del self.inbox[: 9 + length]
             if kind == b"P":
-                self.private = json.loads(payload)
+                self.private = harness_json.loads(payload)
                 self.reports.max_bytes = self.private["state_bytes"] + 16 * 1024
             elif kind == b"J":
                 self._hand_over(payload)
@@ -201,8 +205,6 @@ class Supervisor:
 
     def _write_result(self) -> bytes | None:
         """Write the result frame; return its digest."""
-        import hashlib
-
         assert self.status is not None
         nonce = self.private.get("nonce")
         if nonce is None:
@@ -219,9 +221,9 @@ class Supervisor:
             "wall_seconds": round(self.ended_at - self.started_at, 6) if self.started_at else 0.0,
             "oom_kills": oom_kills(),
         }
-        head = json.dumps(header, ensure_ascii=False).encode()
+        head = harness_json.dumps(header)
         payload = len(head).to_bytes(4, "big") + head + (self.reports.saved or b"")
-        digest = hashlib.sha256(payload).digest()
+        digest = sha256(payload)
         write_all(1, RESULT_MAGIC + nonce.encode() + len(payload).to_bytes(4, "big") + digest + payload)
         return digest
 
@@ -291,11 +293,22 @@ class Reports:
 
 def forbid_inspection() -> None:
     """Close /proc/1/mem, /proc/1/fd and ptrace to processes of the same user: prctl(2), PR_SET_DUMPABLE."""
-    import ctypes
+    import _ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        sys.exit(f"supervisor: prctl(PR_SET_DUMPABLE) failed: {os.strerror(ctypes.get_errno())}")
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")  # type: ignore[arg-type]
+    _ctypes.call_function(prctl, (PR_SET_DUMPABLE, 0, 0, 0, 0))
+    if _ctypes.call_function(prctl, (PR_GET_DUMPABLE, 0, 0, 0, 0)) != 0:
+        sys.exit("supervisor: prctl(PR_SET_DUMPABLE) failed")
+
+
+def sha256(data: bytes) -> bytes:
+    """Return the digest; `hashlib` would load OpenSSL for it."""
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found]
+    except ImportError:  # before Python 3.12
+        from _sha256 import sha256  # type: ignore[import-not-found]
+    digest: bytes = sha256(data).digest()
+    return digest
 
 
 def peak_memory_bytes() -> int | None:
@@ -333,144 +346,5 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _noop(_signal: int, _frame: FrameType | None) -> None:
+def _noop(_signal: int, _frame: "FrameType | None") -> None:
     """Have the signal wake the poll instead of being ignored."""
-
-
-# The agent's side
-
-
-def agent_main(job_pipe: int, report_pipe: int) -> NoReturn:
-    """Wait for the job, run it as ``__main__``, end as the interpreter would."""
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    prefer_me_for_oom()
-    import handoff
-
-    size = int.from_bytes(read_exactly(job_pipe, 4), "big")
-    job = json.loads(read_exactly(job_pipe, size))
-    os.close(job_pipe)
-    handoff.bind(report_pipe, job["state_bytes"], job["context"], job["task"])
-    os.environ.update(job["env"])
-    code = 1
-    try:
-        path = unpack(job["files"], job["entrypoint"])
-    except (OSError, ValueError) as error:
-        handoff.send(b"X", f"the agent's files could not be written: {error}".encode(errors="replace"))
-    else:
-        handoff.send(b"B", b"")
-        code = run_script(path, job["context"])
-    os._exit(finalize(code))
-
-
-def prefer_me_for_oom() -> None:
-    """Have the kernel kill the agent, not the supervisor, when the container's memory is full: proc(5)."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass  # not offered by every runtime; the supervisor's end is then reported by the engine
-
-
-def read_exactly(fd: int, count: int) -> bytes:
-    """Read `count` bytes; the supervisor ended when there are fewer."""
-    parts = []
-    while count:
-        data = os.read(fd, min(count, 1 << 20))
-        if not data:
-            os._exit(EXIT_RUNNER_GONE)
-        parts.append(data)
-        count -= len(data)
-    return b"".join(parts)
-
-
-def unpack(files: dict[str, str], entrypoint: str) -> str:
-    """Write the agent's files below its directory and return the path of the one to run."""
-    os.mkdir(AGENT_DIR)
-    for name, text in files.items():
-        path = f"{AGENT_DIR}/{name}"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-    return f"{AGENT_DIR}/{entrypoint}"
-
-
-def run_script(path: str, context: dict[str, Any]) -> int:
-    """Run a file as ``__main__`` with `context` among its globals; return the exit code."""
-    import types
-
-    module = types.ModuleType("__main__")
-    module.__dict__.update(__file__=path, __builtins__=__builtins__, context=context)
-    sys.modules["__main__"] = module
-    sys.argv = [path]
-    sys.path.insert(0, os.path.dirname(path))
-    os.chdir(AGENT_DIR)
-    for stream in (sys.stdout, sys.stderr):
-        # Lines are seen while the run lives, and survive a kill.
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        with open(path, "rb") as file:
-            source = file.read()
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - running code is what this image is for
-    except SystemExit as stop:
-        return exit_code(stop)
-    except BaseException as error:  # noqa: BLE001 - what the interpreter does at top level
-        return show_error(error)
-    return 0
-
-
-def exit_code(stop: SystemExit) -> int:
-    """Turn ``sys.exit(…)`` into an exit code as the interpreter does."""
-    if stop.code is None:
-        return 0
-    if isinstance(stop.code, int):
-        return stop.code & 0xFF
-    print(stop.code, file=sys.stderr)
-    report_error(str(stop.code))
-    return 1
-
-
-def show_error(error: BaseException) -> int:
-    """Print the traceback without the supervisor's own frame, and pass its last line on."""
-    import traceback
-
-    error = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
-    sys.excepthook(type(error), error, error.__traceback__)
-    report_error(traceback.format_exception_only(error)[-1].strip())
-    return 1
-
-
-def report_error(text: str) -> None:
-    """Tell the supervisor in one line what ended the agent."""
-    import handoff
-
-    try:
-        handoff.send(b"E", text[:MAX_ERROR_BYTES].encode(errors="replace"))
-    except OSError:
-        pass  # the agent closed the pipe; the traceback on stderr remains
-
-
-def finalize(code: int) -> int:
-    """Do what interpreter shutdown does for a program: join threads, run atexit, flush. Skips freeing memory."""
-    import atexit
-
-    threading = sys.modules.get("threading")
-    try:
-        if threading is not None:
-            threading._shutdown()  # noqa: SLF001 - what Py_FinalizeEx calls; no public name
-        atexit._run_exitfuncs()  # noqa: SLF001 - the same
-    except BaseException as error:  # noqa: BLE001 - reported as the interpreter would
-        code = code or show_error(error)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            code = code or 120  # what CPython exits with when flushing fails
-    return code
-
-
-if __name__ == "__main__":
-    main()

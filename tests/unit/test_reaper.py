@@ -131,12 +131,33 @@ async def test_one_container_too_many_makes_whoever_brings_it_wait(
         await bench.clock.advance(PAUSE_SECONDS)
         # So many are enough to let dispatch wait for a change.
         assert len(bench.begun) == AT_ONCE
-        assert "d" not in bench.reaper
+        assert not bringing.done()
 
         bench.gate.set()
         await settle_loop()
         await bringing
-        assert "d" in bench.reaper or bench.gone[-1] == "d"
+    await bench.clock.advance(PAUSE_SECONDS)
+    assert sorted(bench.gone) == list("abcd")
+
+
+async def test_a_container_that_was_brought_and_not_taken_yet_is_not_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper_module, "MAX_CONTAINERS", 2)
+    bench.gate.clear()
+    await bench.take("a", "b")
+    bringing = asyncio.create_task(bench.take("c"))
+    await settle_loop()
+    bringing.cancel()
+    await settle_loop()
+
+    bench.gate.set()
+    settling = asyncio.create_task(bench.reaper.settle())
+    await settle_loop()
+    await bench.clock.advance(PAUSE_SECONDS)
+    await settling
+
+    assert sorted(bench.gone) == list("abc")
 
 
 async def test_settling_gives_way_to_nothing_and_returns_when_all_is_gone(bench: Bench) -> None:

@@ -1,24 +1,29 @@
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+SOURCES = Path(__file__).parents[2] / "sandbox-images" / "python"
+
 if TYPE_CHECKING:
+    import harness_json
     import supervisor
 else:
-    _path = Path(__file__).parents[2] / "sandbox-images" / "python" / "supervisor.py"
-    _spec = importlib.util.spec_from_file_location("supervisor", _path)
-    supervisor = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(supervisor)
+    sys.path.insert(0, str(SOURCES))
+    import harness_json
+    import supervisor
+
+    sys.path.remove(str(SOURCES))
 
 MAX_BYTES = 1000
 
@@ -66,11 +71,51 @@ def pipe() -> Iterator[Pipe]:
     pipe.close()
 
 
-def test_importing_the_supervisor_imports_nothing_that_the_sandbox_does_not_need() -> None:
-    # Each container pays for every import, before its first job.
-    slow = {"asyncio", "hashlib", "pathlib", "typing_extensions", "traceback", "threading"}
+def imported_by(module: str) -> set[str]:
+    """What an interpreter that starts as one in a sandbox does imports for a module, itself included."""
+    code = (
+        f"import sys, os; before = set(sys.modules); sys.path.insert(0, {str(SOURCES)!r}); import {module}; "
+        "print(*set(sys.modules) - before)"
+    )
+    # Without `site`, which in a virtual environment may import anything.
+    command = [sys.executable, "-I", "-S", "-c", code]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
-    assert not slow & {name for name in vars(supervisor) if name in sys.modules}
+
+def test_the_supervisor_imports_next_to_nothing() -> None:
+    # Each container pays for every import, before its first job.
+    assert imported_by("supervisor") <= {"supervisor", "harness_json", "select", "_json"}
+
+
+def test_an_agent_gets_json_and_nothing_else_that_it_did_not_ask_for() -> None:
+    slow = {"asyncio", "ctypes", "hashlib", "pathlib", "signal", "threading", "traceback", "typing"}
+
+    assert "json" in imported_by("harness_child")
+    assert not slow & imported_by("harness_child")
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+
+
+@given(document=st.dictionaries(st.text(), SCALARS))
+def test_a_header_is_the_json_that_everybody_else_reads(document: dict[str, Any]) -> None:
+    encoded = harness_json.dumps(document)
+
+    assert json.loads(encoded) == document
+    assert harness_json.loads(encoded) == document
+
+
+@given(document=st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_what_everybody_else_writes_is_read(document: object) -> None:
+    assert harness_json.loads(json.dumps(document).encode()) == document
+
+
+@pytest.mark.parametrize("text", [b"", b" ", b"{", b"{}x", b"[1,]", b'{"a":}', b"\xff"])
+def test_what_is_no_json_is_an_error(text: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - which of its kinds is the interpreter's own matter
+        harness_json.loads(text)
 
 
 def test_the_last_save_wins(pipe: Pipe) -> None:

@@ -48,10 +48,12 @@ class Reaper:
             name: The container's.
             attached: Its connection, closed when the removal begins: an earlier close would make the engine begin.
         """
+        # Before anything that may be cut off, so that `settle` knows of it.
+        self._held[name] = attached, self._clock.monotonic()
         while len(self._tasks) >= MAX_CONTAINERS:
             await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
-        self._held[name] = attached, self._clock.monotonic()
-        self._start(name)
+        if name in self._held and name not in self._tasks:
+            self._start(name)
 
     async def settle(self) -> None:
         """Remove all that was taken, without giving way any more; return when it is gone."""
