@@ -87,7 +87,7 @@ def _stores(folder: Path) -> list[Path]:
 
 
 def _left(folder: Path) -> list[str]:
-    return os.listdir(folder)
+    return [path.name for path in folder.iterdir()]
 
 
 async def _store_labels(folder: Path) -> list[str]:
