@@ -18,17 +18,18 @@ from tests.benchmarks.contenders import LABEL
 from tests.sandboxes import Lab, wait_until
 
 from harness.sandbox.hostconfig import LABEL_STORE
+from harness.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parent.parent.parent
 GROUPS = ["startup", "latency", "throughput", "burst", "memory", "history"]
 
 
-def _start(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
+def _start(lab: Lab, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         # Whoever runs the tests in the background has SIGINT ignored.
         ["env", "--default-signal=INT", sys.executable, "-m", "tests.benchmarks", *arguments],
         cwd=ROOT,
-        env={**os.environ, "DOCKER_HOST": lab.engine.address.url},
+        env={**os.environ, "DOCKER_HOST": lab.engine.address.url, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,7 +50,7 @@ async def _containers(lab: Lab, *labels: str) -> set[str]:
 async def test_the_short_form_measures_every_group_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
 
-    process = _start(lab, "--quick", "--json", str(path))
+    process = _start(lab, tmp_path, "--quick", "--json", str(path))
     output, _ = await asyncio.to_thread(process.communicate)
 
     assert process.returncode == 0, output
@@ -78,28 +79,49 @@ async def test_the_short_form_measures_every_group_and_leaves_nothing(lab: Lab, 
                 )
             )
     assert await _containers(lab, f"{LABEL}={process.pid}") == set()
+    assert _left(tmp_path) == [path.name]
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def _stores(folder: Path) -> list[Path]:
+    return [*folder.glob("harness-bench-*/*/harness.db")]
+
+
+def _left(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def _store_labels(folder: Path) -> list[str]:
+    """Return what the containers of stores below a folder are labelled with; others use this engine as well."""
+    labels = []
+    for path in _stores(folder):
+        store = SqliteStore(path)
+        await store.open()
+        labels.append(f"{LABEL_STORE}={store.store_id}")
+        await store.close()
+    return labels
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("number", "whose"), [(signal.SIGINT, "docker's"), (signal.SIGTERM, "ours")], ids=["int", "term"]
+)
 async def test_an_interrupted_benchmark_stops_and_removes_what_it_started(
-    lab: Lab, number: signal.Signals
+    lab: Lab, tmp_path: Path, number: signal.Signals, whose: str
 ) -> None:
-    before = await _containers(lab, LABEL_STORE)
-    process = _start(lab, "--only", "throughput", "--seconds", "600")
-    theirs, mine = f"{LABEL}={process.pid}", set[str]()
+    process = _start(lab, tmp_path, "--only", "throughput", "--seconds", "24")
+    labels: list[str] = []
 
     async def has_begun() -> bool:
-        mine.update(await _containers(lab, theirs))
-        return len(mine) > 2
+        labels[:] = await _store_labels(tmp_path) if whose == "ours" else [f"{LABEL}={process.pid}"]
+        return bool(await _containers(lab, *labels))
 
-    await wait_until(has_begun, what="a container of the benchmark", timeout_seconds=60)
+    await wait_until(has_begun, what=f"a container of {whose}", timeout_seconds=90)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     output, _ = await asyncio.to_thread(process.communicate)
 
-    assert process.returncode == -number or process.returncode == 128 + number, output
-    assert await _containers(lab, theirs) == set()
-    assert await _containers(lab, LABEL_STORE) <= before
+    assert process.returncode in (-number, 128 + number), output
+    assert await _containers(lab, f"{LABEL}={process.pid}", *labels) == set()
+    assert _left(tmp_path) == []
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []

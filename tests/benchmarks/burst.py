@@ -77,7 +77,7 @@ class _Ours:
 
     async def _fill(self) -> None:
         if self._warm:
-            await self._pool.fill({getattr(self._sandbox.spec, "shape", None): self._warm})
+            await self._pool.fill({self._sandbox.shape: self._warm})
 
 
 @asynccontextmanager

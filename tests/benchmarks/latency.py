@@ -39,7 +39,7 @@ class _Ours:
         return seconds
 
     async def _fill(self) -> None:
-        await self._pool.fill({getattr(self._sandbox.spec, "shape", None): 1})
+        await self._pool.fill({self._sandbox.shape: 1})
 
 
 @asynccontextmanager

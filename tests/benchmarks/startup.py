@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.contenders import PROGRAM
@@ -52,14 +53,14 @@ class _Ours:
             raise SystemExit(f"a run that was to be {origin} was {self._sandbox.origin}")
         return first
 
-    async def fill(self) -> None:
-        """Have a warm container of the shape of the last cold run."""
-        assert self._sandbox.spec is not None
-        await self._pool.fill({_shape(self._sandbox.spec): 1})
+    @property
+    def shape(self) -> object:
+        """The shape of the last run."""
+        return self._sandbox.shape
 
-
-def _shape(spec: object) -> object:
-    return getattr(spec, "shape", None)
+    async def fill(self, shape: object) -> None:
+        """Have a warm container of a shape."""
+        await self._pool.fill({shape: 1})
 
 
 async def measure(bench: Bench) -> Found:
@@ -77,13 +78,13 @@ async def measure(bench: Bench) -> Found:
             warm_agent = await warm.create("warm")
             adapted_agent = await warm.create("adapted", max_memory_mb=_OTHER_MEMORY_MB)
             await warm.run(warm_agent)
-            shape_filled = warm.fill
+            fill = partial(warm.fill, warm.shape)
 
             async def run_filled(agent: Agent, origin: str) -> float:
-                await shape_filled()
+                await fill()
                 seconds = await warm.run(agent, origin)
                 # Before anybody else's turn: a refill would be at their cost.
-                await shape_filled()
+                await fill()
                 return seconds
 
             contenders["adapted"] = lambda: run_filled(adapted_agent, "adapted")

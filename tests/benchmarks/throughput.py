@@ -142,7 +142,7 @@ async def _ours(bench: Bench, *, is_warm: bool) -> AsyncIterator[_Ours]:
             if is_warm:
                 # From here on the worker fills it up by itself.
                 pool = Pool(runtime.sandbox, runtime.store, service.executor.owner)
-                await pool.fill({getattr(sandbox.spec, "shape", None): spare})
+                await pool.fill({sandbox.shape: spare})
             counts = (count_calls(runtime.sandbox.engine), service.ends.store_calls, sandbox.origins)
             ours.services[at_a_time] = _Busy(service, agents, counts)
         yield ours

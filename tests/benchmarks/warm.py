@@ -18,6 +18,8 @@ NO_POOL = "no warm pool in this version; what needs one is left out"
 
 #: Bound on filling the pool. A hundred containers on two cores take ten seconds.
 FILL_SECONDS = 120
+#: From a container's start its interpreter takes up to a tenth of a second on an idle machine.
+REST_SECONDS = 0.5
 
 
 class WatchedSandbox:
@@ -26,7 +28,7 @@ class WatchedSandbox:
     def __init__(self, sandbox: DockerSandbox) -> None:
         self._sandbox = sandbox
         #: Of the last run.
-        self.spec: SandboxSpec | None = None
+        self.shape: object = None
         self.origin = "cold"
         #: Of all runs.
         self.origins: Counter[str] = Counter()
@@ -38,7 +40,7 @@ class WatchedSandbox:
     async def open(
         self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
     ) -> AsyncIterator[SandboxSession]:
-        self.spec = spec
+        self.shape = getattr(spec, "shape", None)
         async with self._sandbox.open(spec, before_start=before_start) as session:
             self.origin = getattr(session, "origin", "cold")
             self.origins[self.origin] += 1
@@ -55,17 +57,18 @@ class Pool:
         self._owner = owner
 
     async def fill(self, wanted: Mapping[Any, int]) -> None:
-        """Have so many containers of each shape, and wait until they are there."""
+        """Have so many containers of each shape, and wait until they are there and their interpreters at rest."""
+        had_to_wait = False
         try:
             async with asyncio.timeout(FILL_SECONDS):
-                while not self.is_full(wanted):
+                while any(self._sandbox.pool.count(shape) < count for shape, count in wanted.items()):
+                    had_to_wait = True
                     # Again and again: a worker beside it may want something else.
-                    await self._sandbox.keep_warm(self._store.store_id, self._owner, wanted)
+                    now = await self._store.now()
+                    await self._sandbox.keep_warm(self._store.store_id, self._owner, wanted, now=now)
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            have = {shape: self._sandbox.warm_count(shape) for shape in wanted}
+            have = {shape: self._sandbox.pool.count(shape) for shape in wanted}
             raise SystemExit(f"the warm pool has {have} after {FILL_SECONDS} s") from None
-
-    def is_full(self, wanted: Mapping[Any, int]) -> bool:
-        """Whether they wait ready."""
-        return all(self._sandbox.warm_count(shape) >= count for shape, count in wanted.items())
+        if had_to_wait:
+            await asyncio.sleep(REST_SECONDS)
