@@ -252,7 +252,7 @@ async def test_a_store_that_is_away_delays_fires_and_loses_none(
         raise StoreUnavailableError("away")
 
     with monkeypatch.context() as away:
-        for name in ("due_schedules", "unsynced_schedules", "next_due_at"):
+        for name in ("due_marks", "due_schedules", "unsynced_schedules", "next_due_at"):
             away.setattr(shop.store, name, fail)
         await pass_minutes(shop, 2.5)
         assert await shop.statuses() == []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from harness.errors import AgentNotFoundError
-from harness.models import FirePlan, NewTask, Page, ScheduleSource, ScheduleState, Task
+from harness.models import FirePlan, NewTask, Page, ScheduleMark, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
 from harness.store.slots import check_plan, check_skips
@@ -22,6 +22,11 @@ _SOURCE = f"""
     SELECT agents.id, agents.version, agents.created_at, agents.config,
         {", ".join(f"schedules.{name} AS s_{name}" for name in _STATE_FIELDS)}
     FROM agents"""  # noqa: S608 - the model's field names
+_FROM_DUE = """JOIN schedules ON schedules.agent_id = agents.id
+    WHERE schedules.due_at > ? AND schedules.due_at <= ? ORDER BY schedules.due_at, schedules.agent_id LIMIT ?"""
+_DUE = f"{_SOURCE} {_FROM_DUE}"
+_DUE_MARKS = f"SELECT agents.id, agents.version, schedules.revision FROM agents {_FROM_DUE}"  # noqa: S608 - as above
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _MARKS = ", ".join("?" for _ in _STATE_FIELDS)
 # `schedule_document` has the fields in the model's order.
 _INSERT = f"""
@@ -74,11 +79,26 @@ class SqliteSchedules(SqliteTasks):
 
     async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
         """Return schedules that are due, earliest first."""
+        return await self._due_between(_LONG_AGO, self._now(), limit)
+
+    async def upcoming_schedules(
+        self, *, after: datetime, until: datetime, limit: int = 1000
+    ) -> Sequence[ScheduleSource]:
+        """Return schedules that are due in a span of time, earliest first."""
+        return await self._due_between(after, until, limit)
+
+    async def _due_between(self, after: datetime, until: datetime, limit: int) -> list[ScheduleSource]:
         check_page(limit)
-        sql = f"""{_SOURCE} JOIN schedules ON schedules.agent_id = agents.id
-            WHERE schedules.due_at <= ? ORDER BY schedules.due_at, schedules.agent_id LIMIT ?"""
-        values = (to_millis(self._now()), limit)
-        return list(map(_source, await self._file.read(lambda db: db.execute(sql, values).fetchall())))
+        values = (to_millis(after), to_millis(until), limit)
+        return list(map(_source, await self._file.read(lambda db: db.execute(_DUE, values).fetchall())))
+
+    async def due_marks(self, *, limit: int = 1000) -> Sequence[ScheduleMark]:
+        """Return which schedules are due, earliest first."""
+        check_page(limit)
+        values = (to_millis(_LONG_AGO), to_millis(self._now()), limit)
+        return await self._file.read(
+            lambda db: [ScheduleMark(*row) for row in db.execute(_DUE_MARKS, values)]
+        )
 
     async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
         """Return the schedules in force, those that are due next first."""
