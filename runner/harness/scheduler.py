@@ -19,7 +19,16 @@ from harness.config import AgentConfig
 from harness.errors import AgentNotFoundError, ConflictError, DuplicateFireError, InvalidInputError
 from harness.executor import AgentExecutor
 from harness.firelog import log_fire, log_skips
-from harness.firing import Synced, overdue, past_trigger, plan_ahead, plan_fires, plan_nothing, switched_off, synced
+from harness.firing import (
+    Synced,
+    overdue,
+    past_trigger,
+    plan_ahead,
+    plan_fires,
+    plan_nothing,
+    switched_off,
+    synced,
+)
 from harness.models import (
     FirePlan,
     NewTask,

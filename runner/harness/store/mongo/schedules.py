@@ -172,10 +172,8 @@ class MongoSchedules(MongoTasks):
 
     async def _carry_out(self, plan: FirePlan, outbox: list[Document]) -> list[Task]:
         state = transitions.fired(plan)
-        fields = documents.schedule_document(state)
-        fires = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
         agent_id = int64(state.agent_id)
-        if await self._accept(agent_id, plan.before.revision, fires, outbox):
+        if await self._accept(agent_id, plan.before.revision, documents.fired_document(state), outbox):
             return await self._deliver(agent_id, outbox, state.revision) if outbox else []
         return []
 

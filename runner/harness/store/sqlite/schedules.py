@@ -35,9 +35,9 @@ _INSERT = f"""
 _UPDATE = f"""
     UPDATE schedules SET ({", ".join(_STATE_FIELDS)}) = ({_MARKS})
     WHERE agent_id = ? AND revision = ?"""  # noqa: S608 - as above
-_ACCEPT = """
-    UPDATE schedules SET next_fire_at = ?, due_at = ?, last_fire_at = ?, revision = ?
-    WHERE agent_id = ? AND revision = ?"""
+_ACCEPT = f"""
+    UPDATE schedules SET {", ".join(f"{name} = ?" for name in documents.FIRED_FIELDS)}
+    WHERE agent_id = ? AND revision = ?"""  # noqa: S608 - as above
 
 
 class SqliteSchedules(SqliteTasks):
@@ -118,7 +118,7 @@ class SqliteSchedules(SqliteTasks):
         checked = list(map(check_plan, plans))
 
         def work(db: sqlite3.Connection) -> list[Task]:
-            accepted = [plan for plan in checked if _accept(db, plan)]
+            accepted = _accept(db, checked)
             return _store_fires(db, [new for plan in accepted for new in plan.tasks], self._now())
 
         return await self._file.write(work)
@@ -146,14 +146,21 @@ def _update_marks(db: sqlite3.Connection, agent_ids: Iterable[int]) -> None:
     )
 
 
-def _accept(db: sqlite3.Connection, plan: FirePlan) -> bool:
-    """Store the next fire of a plan's schedule, unless somebody else was faster."""
-    fields = documents.schedule_document(transitions.fired(plan))
-    changes = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
-    return (
-        db.execute(_ACCEPT, [*to_row(changes), int64(plan.before.agent_id), plan.before.revision]).rowcount
-        > 0
-    )
+def _accept(db: sqlite3.Connection, plans: Sequence[FirePlan]) -> list[FirePlan]:
+    """Store the next fires of the plans' schedules, unless somebody else was faster; return those of the others."""
+    sql = "SELECT agent_id, revision FROM schedules WHERE agent_id IN (SELECT value FROM json_each(?))"
+    revisions = dict(db.execute(sql, (json_list(int64(plan.before.agent_id) for plan in plans),)).fetchall())
+    accepted = []
+    changes = []
+    for plan in plans:
+        agent_id, revision = plan.before.agent_id, plan.before.revision
+        if revisions.get(agent_id) == revision:
+            fields = documents.fired_document(transitions.fired(plan))
+            revisions[agent_id] = fields["revision"]
+            accepted.append(plan)
+            changes.append([*to_row(fields), agent_id, revision])
+    db.executemany(_ACCEPT, changes)
+    return accepted
 
 
 def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime) -> list[Task]:
@@ -166,7 +173,7 @@ def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime)
     for key, new in zip(keys, news, strict=True):
         if key not in fired:
             fired.add(key)
-            tasks.append(writer.add(new))
+            tasks.append(writer.add(new, key))
     writer.flush()
     return tasks
 
