@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from harness.errors import StoreError
 from harness.firing import MIN_GRACE_SECONDS, holds_at
 from harness.models import FirePlan, ScheduleMark, ScheduleSource
 from harness.ports import Store
@@ -37,11 +38,7 @@ class PlansAhead:
         self._read_until = datetime.min.replace(tzinfo=UTC)
 
     async def look(self) -> None:
-        """Plan what falls due soon, unless that was done just before.
-
-        Raises:
-            StoreError: The store can't be read.
-        """
+        """Plan what falls due soon, unless that was done just before."""
         now = await self._store.now()
         until = now + AHEAD
         # Later than that only when the clock was set back: then what lies between is read once more.
@@ -52,8 +49,12 @@ class PlansAhead:
         room = MAX_PLANS - len(self._plans)
         if room <= 0:
             return
-        sources = await self._store.upcoming_schedules(after=after, until=until, limit=room)
         self._read_until = until
+        try:
+            sources = await self._store.upcoming_schedules(after=after, until=until, limit=room)
+        except StoreError:
+            # It is read once more when it is due, and what is wrong is said then. Until then others may fire.
+            return
         for source in sources:
             plan = self._plan(source)
             if plan is not None:

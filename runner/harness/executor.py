@@ -133,13 +133,11 @@ class AgentExecutor:
         can_hand_back: bool = False,
     ) -> TaskRun:
         """Return the run of a claimed task under this executor's limits; see `TaskRun`."""
-        options = agent.options
         return TaskRun(
             parts,
             task,
             agent,
-            options,
-            self._limits(options, parts.settings),
+            lambda options: self._limits(options, parts.settings),
             claimed_at=claimed_at,
             loaded=loaded,
             on_output=on_output,

@@ -93,8 +93,7 @@ class TaskRun:
         parts: RunParts,
         task: Task,
         agent: Agent,
-        options: AgentConfig,
-        limits: SandboxLimits,
+        limits: Callable[[AgentConfig], SandboxLimits],
         *,
         claimed_at: float,
         loaded: LoadedAgent | None = None,
@@ -107,8 +106,7 @@ class TaskRun:
             parts: What it works with.
             task: The claimed task.
             agent: Whose task it is.
-            options: The agent's, parsed.
-            limits: Of its container.
+            limits: Gives those of its container, by what the agent asks for.
             claimed_at: ``clock.monotonic`` from before the claim.
             loaded: What was read for this run since the claim. None: it reads the newest artifact itself.
             on_output: Told the output as it comes; must not block.
@@ -118,10 +116,11 @@ class TaskRun:
         """
         self.task = task
         self._agent = agent
-        self._options = options
+        #: Parsed once: it takes as long as all else that is done here.
+        self._options = agent.options
         self._loaded = loaded
         self._parts = parts
-        self._limits = limits
+        self._limits = limits(self._options)
         self._lease = LeaseKeeper(
             parts.store,
             parts.clock,
@@ -135,7 +134,7 @@ class TaskRun:
             parts.clock,
             task_id=task.id,
             fence=task.fence,
-            max_bytes=limits.output_bytes,
+            max_bytes=self._limits.output_bytes,
             keep_bytes=KEEP_BYTES if can_hand_back else None,
             forward=on_output,
         )

@@ -137,6 +137,8 @@ class MongoSchedules(MongoTasks):
         order = [("due_at", 1), ("_id", 1)]
         found = await self._db.find(SCHEDULES, query, sort=order, limit=limit, fields=[*fields])
         ids = [schedule["_id"] for schedule in found]
+        if not ids:
+            return []
         agents = await self._db.find(
             AGENTS, {"_id": {"$in": ids}}, sort=[("_id", 1)], limit=limit, fields=[*agent_fields]
         )
