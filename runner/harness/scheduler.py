@@ -376,16 +376,16 @@ class TaskScheduler:
     async def _fire_due(self, store: Store, ahead: PlansAhead) -> bool:
         """Fire what is due; return whether there may be more."""
         marks = await store.due_marks(limit=BATCH)
-        if not marks:
-            return False
-        if ready := ahead.take(marks, await store.now()):
+        ready = ahead.take(marks, await store.now())
+        if ready:
             await self._carry_out(store, ready)
-            return len(ready) < len(marks) or len(marks) == BATCH
-        sources = await store.due_schedules(limit=BATCH)
-        now = await store.now()
-        plans = [plan for source in sources if (plan := self._plan_or_off(source, now))]
-        await self._carry_out(store, plans)
-        return len(sources) == BATCH
+        # At once, and not at the next look: then others that were planned ahead may be due again, and then again.
+        if len(ready) < len(marks):
+            sources = await store.due_schedules(limit=BATCH)
+            now = await store.now()
+            if plans := [plan for source in sources if (plan := self._plan_or_off(source, now))]:
+                await self._carry_out(store, plans)
+        return len(marks) == BATCH
 
     async def _carry_out(self, store: Store, plans: Sequence[FirePlan]) -> None:
         tasks = await store.fire_schedules(plans)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.shop import SKIPPED, Shop, eventually
 
+from harness.ahead import PlansAhead
 from harness.models import Agent, AgentDraft, SkipReason, Task
 from harness.scheduler import TaskScheduler
 
@@ -226,3 +227,22 @@ async def test_a_schedule_that_nobody_planned_ahead_fires_beside_those_that_were
 
     assert {task.agent_id for task in tasks} == {planned.id, late.id}
     assert late.id not in ahead
+
+
+async def test_one_look_fires_all_that_is_due_whether_it_was_planned_ahead_or_not(
+    shop: Shop, scheduler: TaskScheduler
+) -> None:
+    first, second = [await shop.agent(name, schedule=EVERY_MINUTE) for name in ("first", "second")]
+    await scheduler.sync_agent_schedule(first.id)
+    await shop.clock.advance(58.5)
+    plans = PlansAhead(shop.store, scheduler._plan_ahead)
+    await plans.look()
+    start_at = (shop.clock.now() + timedelta(seconds=1)).isoformat()
+    draft = second.model_copy(update={"config": {"schedule": EVERY_MINUTE | {"start_at": start_at}}})
+    await shop.store.update_agent(second.id, draft)
+    await scheduler.sync_agent_schedule(second.id)
+    await shop.clock.advance(1.5)
+
+    assert not await scheduler._fire_due(shop.store, plans)
+
+    assert {task.agent_id for task in await tasks_of(shop)} == {first.id, second.id}
