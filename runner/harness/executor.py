@@ -137,7 +137,7 @@ class AgentExecutor:
             parts,
             task,
             agent,
-            self._limits(agent.options, parts.settings),
+            lambda options: self._limits(options, parts.settings),
             claimed_at=claimed_at,
             loaded=loaded,
             on_output=on_output,

@@ -16,6 +16,8 @@ def log_fire(task: Task) -> None:
     if task.status is TaskStatus.SKIPPED:
         _log_skip(task.agent_id, task.fire_at, task.skip_reason, task.skipped_count, task_id=task.id)
         return
+    if not logger.isEnabledFor(logging.INFO):
+        return
     about: dict[str, object] = {"task_id": task.id, "agent_id": task.agent_id}
     if task.fire_at is not None:
         about["fire_at"] = render_instant(task.fire_at)

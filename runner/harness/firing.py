@@ -167,6 +167,34 @@ def plan_fires(source: ScheduleSource, now: datetime, *, retry_max_attempts: int
     )
 
 
+def plan_ahead(source: ScheduleSource, *, retry_max_attempts: int) -> FirePlan | None:
+    """Plan what a schedule will owe when it falls due; None where that is anything else than its one next fire.
+
+    Args:
+        source: With a state that has a `due_at`.
+        retry_max_attempts: As for `plan_fires`.
+
+    Returns:
+        What `plan_fires` gives at any moment at which `holds_at` is true of it, from the same source.
+    """
+    state = source.state
+    assert state is not None
+    assert state.due_at is not None
+    plan = plan_fires(source, state.due_at, retry_max_attempts=retry_max_attempts)
+    if plan is None or [(new.fire_at, new.skip_reason) for new in plan.tasks] != [(state.next_fire_at, None)]:
+        return None
+    return plan
+
+
+def holds_at(ahead: FirePlan, now: datetime) -> bool:
+    """Whether a plan of `plan_ahead` is what is to be done now: its fire is due, on time, and the only one."""
+    due_at = ahead.before.due_at
+    assert due_at is not None
+    # The shortest grace there is: which one the schedule has makes no difference then.
+    is_on_time = due_at <= now <= due_at + timedelta(seconds=MIN_GRACE_SECONDS)
+    return is_on_time and (ahead.due_at is None or now < ahead.due_at)
+
+
 def plan_nothing(source: ScheduleSource, now: datetime) -> FirePlan:
     """Plan that a schedule fires no more, and that what it owes is skipped as disabled."""
     assert source.state is not None

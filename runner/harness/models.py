@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -403,6 +403,15 @@ class ScheduleState(Model):
     revision: int = 0
 
 
+class ScheduleMark(NamedTuple):
+    """By what a schedule is told from one that changed since: see `ScheduleSource.mark`."""
+
+    agent_id: int
+    #: The agent's own version, whatever its schedule was computed from.
+    agent_version: int
+    revision: int
+
+
 class ScheduleSource(Model):
     """An agent whose schedule has to be computed: what its owner wrote, and where the schedule stood."""
 
@@ -411,6 +420,12 @@ class ScheduleSource(Model):
     agent_created_at: Instant
     config: dict[str, Any]
     state: ScheduleState | None = None
+
+    @property
+    def mark(self) -> ScheduleMark:
+        """Changes with the agent and with where its schedule stands; a revision of 0 is of no stored schedule."""
+        revision = 0 if self.state is None else self.state.revision
+        return ScheduleMark(self.agent_id, self.agent_version, revision)
 
 
 class FirePlan(Model):

@@ -27,6 +27,7 @@ from harness.models import (
     Page,
     QueueStats,
     Reason,
+    ScheduleMark,
     ScheduleSource,
     ScheduleState,
     Task,
@@ -303,6 +304,17 @@ class Store(Protocol):
 
     async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
         """Return schedules whose `due_at` has passed, earliest first, with their agents' config and version."""
+
+    async def due_marks(self, *, limit: int = 1000) -> Sequence[ScheduleMark]:
+        """Return what `due_schedules` would, as marks alone: for whoever has read those schedules already.
+
+        Costs little: no config is read.
+        """
+
+    async def upcoming_schedules(
+        self, *, after: datetime, until: datetime, limit: int = 1000
+    ) -> Sequence[ScheduleSource]:
+        """Return schedules with ``after < due_at <= until``, due already or not, otherwise as `due_schedules` does."""
 
     async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
         """Return the schedules in force, those that are due next first; the count is of all of them."""

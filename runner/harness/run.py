@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.aio import uninterrupted
 from harness.compression import Compressor
+from harness.config import AgentConfig
 from harness.errors import (
     EngineUnavailableError,
     HarnessError,
@@ -50,7 +51,7 @@ from harness.ports import (
     Store,
 )
 from harness.retry import retry_delay
-from harness.runsecrets import SECRETS_UNUSABLE, RunSecrets
+from harness.runsecrets import NO_SECRETS, SECRETS_UNUSABLE, RunSecrets
 from harness.sampling import UsageSampler
 from harness.settings import Settings
 
@@ -92,7 +93,7 @@ class TaskRun:
         parts: RunParts,
         task: Task,
         agent: Agent,
-        limits: SandboxLimits,
+        limits: Callable[[AgentConfig], SandboxLimits],
         *,
         claimed_at: float,
         loaded: LoadedAgent | None = None,
@@ -105,7 +106,7 @@ class TaskRun:
             parts: What it works with.
             task: The claimed task.
             agent: Whose task it is.
-            limits: Of its container.
+            limits: Gives those of its container, by what the agent asks for.
             claimed_at: ``clock.monotonic`` from before the claim.
             loaded: What was read for this run since the claim. None: it reads the newest artifact itself.
             on_output: Told the output as it comes; must not block.
@@ -115,9 +116,11 @@ class TaskRun:
         """
         self.task = task
         self._agent = agent
+        #: Parsed once: it takes as long as all else that is done here.
+        self._options = agent.options
         self._loaded = loaded
         self._parts = parts
-        self._limits = limits
+        self._limits = limits(self._options)
         self._lease = LeaseKeeper(
             parts.store,
             parts.clock,
@@ -131,11 +134,11 @@ class TaskRun:
             parts.clock,
             task_id=task.id,
             fence=task.fence,
-            max_bytes=limits.output_bytes,
+            max_bytes=self._limits.output_bytes,
             keep_bytes=KEEP_BYTES if can_hand_back else None,
             forward=on_output,
         )
-        self._secrets = RunSecrets()
+        self._secrets = NO_SECRETS
         self._sampler = UsageSampler(parts.store, parts.clock, task_id=task.id, fence=task.fence)
         self._session: SandboxSession | None = None
         self._start_seconds: float | None = None
@@ -221,7 +224,7 @@ class TaskRun:
             return early
         try:
             self._secrets = await RunSecrets.load(
-                self._parts.store, self._parts.settings, self._agent.options.secrets
+                self._parts.store, self._parts.settings, self._options.secrets
             )
         except SECRETS_UNUSABLE as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
@@ -330,7 +333,7 @@ class TaskRun:
             self._was_handed_back = True
             self._log("task_handed_back", f"handed back: {self._handed_back}")
             return
-        delay = retry_delay(self._agent.options.retry, task, outcome.reason)
+        delay = retry_delay(self._options.retry, task, outcome.reason)
         if delay is None:
             await store.finish_task(task.id, task.fence, outcome, artifact=artifact)
         else:
@@ -376,7 +379,7 @@ class TaskRun:
             logger.info("end of a run given up not recorded: %s", error)
 
     def _spec(self) -> SandboxSpec:
-        options = self._agent.options
+        options = self._options
         return SandboxSpec(
             limits=self._limits,
             labels=SandboxLabels(self._parts.store.store_id, self.task.id, self.task.fence),
@@ -400,7 +403,7 @@ class TaskRun:
             },
             files=agent.files or {_ENTRYPOINT: agent.code},
             entrypoint=agent.entrypoint or _ENTRYPOINT,
-            env={**agent.options.env, **self._secrets.environment},
+            env={**self._options.env, **self._secrets.environment},
         )
 
     def _as_outcome(self, result: SandboxResult) -> Outcome:

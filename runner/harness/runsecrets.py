@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from harness.errors import SecretDamagedError, SecretKeyError, SecretNotFoundError
@@ -22,7 +23,7 @@ class RunSecrets:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """Take values by the environment variable that each is handed over in."""
         #: What the agent gets beside its own environment.
-        self.environment = dict(environment or {})
+        self.environment: Mapping[str, str] = MappingProxyType(dict(environment or {}))
         self._masker = Masker(self.environment.values())
 
     @classmethod
@@ -40,7 +41,7 @@ class RunSecrets:
             SecretDamagedError: One can't be decrypted.
         """
         if not names:
-            return cls()
+            return NO_SECRETS
         values = await SecretVault(store, settings).reveal(names.values())
         return cls({variable: values[name] for variable, name in names.items()})
 
@@ -69,6 +70,10 @@ class RunSecrets:
     def sink(self, target: OutputSink) -> MaskingSink:
         """Return a sink that passes output on to `target`, masked."""
         return MaskingSink(self._masker, target)
+
+
+#: Of the many runs that have none.
+NO_SECRETS = RunSecrets()
 
 
 class MaskingSink:

@@ -12,13 +12,23 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from harness.ahead import PlansAhead
 from harness.aio import uninterrupted
 from harness.clockwatch import ClockWatch
 from harness.config import AgentConfig
 from harness.errors import AgentNotFoundError, ConflictError, DuplicateFireError, InvalidInputError
 from harness.executor import AgentExecutor
 from harness.firelog import log_fire, log_skips
-from harness.firing import Synced, overdue, past_trigger, plan_fires, plan_nothing, switched_off, synced
+from harness.firing import (
+    Synced,
+    overdue,
+    past_trigger,
+    plan_ahead,
+    plan_fires,
+    plan_nothing,
+    switched_off,
+    synced,
+)
 from harness.models import (
     FirePlan,
     NewTask,
@@ -320,11 +330,14 @@ class TaskScheduler:
 
     async def _fire_forever(self, store: Store, clock: Clock, pause: Pause) -> None:
         outage, watch = Outage(clock, "firing", "firing"), ClockWatch(clock)
+        ahead = PlansAhead(store, self._plan_ahead)
         while not self._closing:
             try:
                 watch.look(await store.now())
                 await self._sync(store)
-                again = await self._fire_due(store)
+                again = await self._fire_due(store, ahead)
+                if not again and not self._closing:
+                    await ahead.look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the other schedules must go on
                 outage.failed(error)
                 await pause.seconds(BACK_OFF_SECONDS)
@@ -336,6 +349,8 @@ class TaskScheduler:
     async def _sync(self, store: Store) -> bool:
         """Compute schedules that changed; return whether there may be more."""
         sources = await store.unsynced_schedules(limit=BATCH)
+        if not sources:
+            return False
         now = await store.now()
         changed = []
         for source in sources:
@@ -360,15 +375,19 @@ class TaskScheduler:
         except AgentNotFoundError:
             return None
 
-    async def _fire_due(self, store: Store) -> bool:
+    async def _fire_due(self, store: Store, ahead: PlansAhead) -> bool:
         """Fire what is due; return whether there may be more."""
-        sources = await store.due_schedules(limit=BATCH)
-        if not sources:
-            return False
-        now = await store.now()
-        plans = [plan for source in sources if (plan := self._plan_or_off(source, now))]
-        await self._carry_out(store, plans)
-        return len(sources) == BATCH
+        marks = await store.due_marks(limit=BATCH)
+        ready = ahead.take(marks, await store.now())
+        if ready:
+            await self._carry_out(store, ready)
+        # At once, and not at the next look: then others that were planned ahead may be due again, and then again.
+        if len(ready) < len(marks):
+            sources = await store.due_schedules(limit=BATCH)
+            now = await store.now()
+            if plans := [plan for source in sources if (plan := self._plan_or_off(source, now))]:
+                await self._carry_out(store, plans)
+        return len(marks) == BATCH
 
     async def _carry_out(self, store: Store, plans: Sequence[FirePlan]) -> None:
         tasks = await store.fire_schedules(plans)
@@ -387,6 +406,12 @@ class TaskScheduler:
         except Exception:
             # It stays due. What is wrong with one schedule must not keep the others from firing.
             logger.exception("agent %d can't fire", source.agent_id, extra={"action": "plan_failed"})
+            return None
+
+    def _plan_ahead(self, source: ScheduleSource) -> FirePlan | None:
+        try:
+            return plan_ahead(source, retry_max_attempts=self.retry_max_attempts)
+        except Exception:  # noqa: BLE001 - planned once more when it is due, and what is wrong is said and done then
             return None
 
     def _overdue_or_nothing(self, source: ScheduleSource, now: datetime) -> FirePlan | None:

@@ -111,7 +111,7 @@ def condemn(store: Any, methods: Sequence[tuple[str, str, str, bool]], fate: Fat
 
 def condemn_sqlite(fate: Fate) -> None:
     """Put steps inside of the transaction that fires schedules."""
-    accept: Callable[[sqlite3.Connection, FirePlan], bool] = schedules._accept
+    accept: Callable[[sqlite3.Connection, Sequence[FirePlan]], list[FirePlan]] = schedules._accept
     insert: Callable[[sqlite3.Connection, Sequence[NewTask], datetime], list[Task]] = schedules._store_fires
     module: Any = schedules
     module._accept = mortal_call(fate, accept, "about to advance", "schedule advanced")

@@ -53,6 +53,8 @@ def every_call(store: Store, task: Task) -> dict[str, Awaitable[object]]:
             [ScheduleState(agent_id=1, agent_version=1, anchor_at=task.created_at)]
         ),
         "due_schedules": store.due_schedules(),
+        "due_marks": store.due_marks(),
+        "upcoming_schedules": store.upcoming_schedules(after=task.created_at, until=task.created_at),
         "fire_schedules": store.fire_schedules([]),
         "append_logs": store.append_logs(1, 1, []),
         "read_logs": store.read_logs(1),

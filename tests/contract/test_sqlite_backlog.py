@@ -80,6 +80,7 @@ async def test_work_is_found_at_the_same_cost_after_any_history(store: MemorySto
         "next": store.next_due_at,
         "expired": store.expired_tasks,
         "due": store.due_schedules,
+        "marks": store.due_marks,
         "cancel": lambda: store.cancel_requests("me"),
         "page": lambda: store.list_tasks(limit=1),
         "load": lambda: store.load_agents([agent.id]),

@@ -36,6 +36,7 @@ LAYERS = (
     {"ports", "telemetry"},
     {
         "triggers",
+        "ahead",
         "compression",
         "handoff",
         "resources",

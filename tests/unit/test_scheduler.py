@@ -232,6 +232,8 @@ async def test_a_schedule_that_cannot_be_planned_keeps_no_other_from_firing(
 
     with monkeypatch.context() as broken:
         broken.setattr("harness.scheduler.plan_fires", plan)
+        # Planned ahead it is no better.
+        broken.setattr("harness.firing.plan_fires", plan)
         await scheduler.start()
         await pass_minutes(shop, 1.2)
         await until(shop, COMPLETED)
@@ -252,7 +254,7 @@ async def test_a_store_that_is_away_delays_fires_and_loses_none(
         raise StoreUnavailableError("away")
 
     with monkeypatch.context() as away:
-        for name in ("due_schedules", "unsynced_schedules", "next_due_at"):
+        for name in ("due_marks", "due_schedules", "unsynced_schedules", "next_due_at"):
             away.setattr(shop.store, name, fail)
         await pass_minutes(shop, 2.5)
         assert await shop.statuses() == []

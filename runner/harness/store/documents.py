@@ -62,6 +62,9 @@ MAX_TEXT_LENGTH = 8192
 #: The instants among a schedule's fields.
 SCHEDULE_INSTANTS = ("next_fire_at", "due_at", "anchor_at", "last_fire_at")
 
+#: The fields of a schedule that an accepted plan changes.
+FIRED_FIELDS = ("next_fire_at", "due_at", "last_fire_at", "revision")
+
 _INT64 = 2**63
 _EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 
@@ -307,12 +310,22 @@ def has_schedule(config: Mapping[str, Any]) -> bool:
 
 def schedule_document(state: ScheduleState) -> dict[str, Any]:
     """Return where a schedule stands as a plain document."""
-    document = {name: getattr(state, name) for name in ScheduleState.model_fields}
-    for name in SCHEDULE_INSTANTS:
-        if document[name] is not None:
-            document[name] = whole_millis(document[name])
+    document = _schedule_fields(state, ScheduleState.model_fields)
     if state.rule is not None:
         document["rule"] = encode_document(state.rule, what="schedule", max_bytes=MAX_JSON_BYTES)
+    return document
+
+
+def fired_document(state: ScheduleState) -> dict[str, Any]:
+    """Return what a plan changes of where a schedule stands: the `FIRED_FIELDS`, in that order."""
+    return _schedule_fields(state, FIRED_FIELDS)
+
+
+def _schedule_fields(state: ScheduleState, names: Iterable[str]) -> dict[str, Any]:
+    document = {name: getattr(state, name) for name in names}
+    for name in SCHEDULE_INSTANTS:
+        if document.get(name) is not None:
+            document[name] = whole_millis(document[name])
     return document
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from harness.errors import AgentNotFoundError, StoreError, StoreUnavailableError
-from harness.models import FirePlan, NewTask, Page, ScheduleSource, ScheduleState, Task
+from harness.models import FirePlan, NewTask, Page, ScheduleMark, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64
 from harness.store.mongo.agents import AGENTS, SCHEDULES, TASKS, UNSYNCED
@@ -109,16 +109,38 @@ class MongoSchedules(MongoTasks):
         check_page(limit)
         await self._finish_outboxes()
         query = {"due_at": {"$lte": await self.now()}}
-        found = await self._db.find(
-            SCHEDULES,
-            query,
-            sort=[("due_at", 1), ("_id", 1)],
-            limit=limit,
-            fields=[*ScheduleState.model_fields],
-        )
+        found = await self._with_agents(query, limit, [*ScheduleState.model_fields], _AGENT_FIELDS)
+        return [_source(agent, _state(schedule)) for agent, schedule in found]
+
+    async def upcoming_schedules(
+        self, *, after: datetime, until: datetime, limit: int = 1000
+    ) -> Sequence[ScheduleSource]:
+        """Return schedules that are due in a span of time, earliest first."""
+        check_page(limit)
+        query = {"due_at": {"$gt": after, "$lte": until}}
+        found = await self._with_agents(query, limit, [*ScheduleState.model_fields], _AGENT_FIELDS)
+        return [_source(agent, _state(schedule)) for agent, schedule in found]
+
+    async def due_marks(self, *, limit: int = 1000) -> Sequence[ScheduleMark]:
+        """Return which schedules are due, earliest first."""
+        check_page(limit)
+        query = {"due_at": {"$lte": await self.now()}}
+        found = await self._with_agents(query, limit, ["revision"], ("version", "deleting"))
+        return [
+            ScheduleMark(agent["_id"], agent["version"], schedule["revision"]) for agent, schedule in found
+        ]
+
+    async def _with_agents(
+        self, query: Document, limit: int, fields: Sequence[str], agent_fields: Sequence[str]
+    ) -> list[tuple[Document, Document]]:
+        """Return agents and their schedules, those due earliest first."""
+        order = [("due_at", 1), ("_id", 1)]
+        found = await self._db.find(SCHEDULES, query, sort=order, limit=limit, fields=[*fields])
         ids = [schedule["_id"] for schedule in found]
+        if not ids:
+            return []
         agents = await self._db.find(
-            AGENTS, {"_id": {"$in": ids}}, sort=[("_id", 1)], limit=limit, fields=[*_AGENT_FIELDS]
+            AGENTS, {"_id": {"$in": ids}}, sort=[("_id", 1)], limit=limit, fields=[*agent_fields]
         )
         by_id = {agent["_id"]: agent for agent in agents}
         # Stored by a call that was cut while the agent was being deleted.
@@ -126,7 +148,7 @@ class MongoSchedules(MongoTasks):
         if orphans:
             await self._db.delete(SCHEDULES, {"_id": {"$in": orphans}})
         return [
-            _source(agent, _state(schedule))
+            (agent, schedule)
             for schedule in found
             if (agent := by_id.get(schedule["_id"])) is not None and not agent.get("deleting")
         ]
@@ -152,10 +174,8 @@ class MongoSchedules(MongoTasks):
 
     async def _carry_out(self, plan: FirePlan, outbox: list[Document]) -> list[Task]:
         state = transitions.fired(plan)
-        fields = documents.schedule_document(state)
-        fires = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
         agent_id = int64(state.agent_id)
-        if await self._accept(agent_id, plan.before.revision, fires, outbox):
+        if await self._accept(agent_id, plan.before.revision, documents.fired_document(state), outbox):
             return await self._deliver(agent_id, outbox, state.revision) if outbox else []
         return []
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
+
+from pydantic_core import to_json
 
 from harness.errors import AgentNotFoundError
 from harness.store import documents
@@ -33,7 +36,9 @@ _INSTANTS = frozenset(
 )
 _LISTS = frozenset({"files", "attempts"})
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat).encode
+
+def _encode(value: list[Any]) -> str:
+    return to_json(value).decode()
 
 
 def one(db: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
@@ -56,7 +61,14 @@ def insert_many(db: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, 
 
 def update(db: sqlite3.Connection, table: str, key: int, changes: Mapping[str, Any]) -> None:
     """Change the row with that id."""
-    db.execute(_update_sql(table, tuple(changes)), [*to_row(changes), key])
+    update_many(db, table, [(key, changes)])
+
+
+def update_many(db: sqlite3.Connection, table: str, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    """Change the rows with those ids, one after the other."""
+    for names, some in itertools.groupby(rows, key=lambda row: tuple(row[1])):
+        if names:
+            db.executemany(_update_sql(table, names), [[*to_row(changes), key] for key, changes in some])
 
 
 def json_list(values: Iterable[object]) -> str:
@@ -67,22 +79,20 @@ def json_list(values: Iterable[object]) -> str:
 def to_row(fields: Mapping[str, Any]) -> list[Any]:
     """Return a plain document's values as SQLite holds them."""
     return [
-        to_millis(value)
-        if isinstance(value, datetime)
-        else _encode(value)
-        if isinstance(value, list)
-        else value
+        value if (convert := _converter(value.__class__)) is None else convert(value)
         for value in fields.values()
     ]
 
 
 def to_document(row: sqlite3.Row) -> dict[str, Any]:
     """Return a row as a plain document; instants inside of lists stay text, which pydantic reads as well."""
-    document = dict(row)
-    for name in _INSTANTS.intersection(document):
+    names = tuple(row.keys())
+    instants, lists = _converted(names)
+    document = dict(zip(names, row, strict=True))
+    for name in instants:
         if document[name] is not None:
             document[name] = from_millis(document[name])
-    for name in _LISTS.intersection(document):
+    for name in lists:
         document[name] = json.loads(document[name])
     return document
 
@@ -98,6 +108,20 @@ def check_agent(db: sqlite3.Connection, agent_id: int, *, usable: bool = False) 
         raise AgentNotFoundError(f"there is no agent {agent_id}")
     if usable and row["deleting"]:
         raise documents.agent_is_being_deleted(agent_id)
+
+
+@cache
+def _converter(kind: type) -> Callable[[Any], Any] | None:
+    """Return what makes values of a type what SQLite holds; None: nothing has to."""
+    if issubclass(kind, datetime):
+        return to_millis
+    return _encode if issubclass(kind, list) else None
+
+
+@lru_cache
+def _converted(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which columns hold instants, and which hold lists."""
+    return tuple(name for name in names if name in _INSTANTS), tuple(name for name in names if name in _LISTS)
 
 
 @lru_cache

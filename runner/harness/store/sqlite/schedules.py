@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from harness.errors import AgentNotFoundError
-from harness.models import FirePlan, NewTask, Page, ScheduleSource, ScheduleState, Task
+from harness.models import FirePlan, NewTask, Page, ScheduleMark, ScheduleSource, ScheduleState, Task
 from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
 from harness.store.slots import check_plan, check_skips
@@ -22,6 +22,11 @@ _SOURCE = f"""
     SELECT agents.id, agents.version, agents.created_at, agents.config,
         {", ".join(f"schedules.{name} AS s_{name}" for name in _STATE_FIELDS)}
     FROM agents"""  # noqa: S608 - the model's field names
+_FROM_DUE = """JOIN schedules ON schedules.agent_id = agents.id
+    WHERE schedules.due_at > ? AND schedules.due_at <= ? ORDER BY schedules.due_at, schedules.agent_id LIMIT ?"""
+_DUE = f"{_SOURCE} {_FROM_DUE}"
+_DUE_MARKS = f"SELECT agents.id, agents.version, schedules.revision FROM agents {_FROM_DUE}"  # noqa: S608 - as above
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _MARKS = ", ".join("?" for _ in _STATE_FIELDS)
 # `schedule_document` has the fields in the model's order.
 _INSERT = f"""
@@ -30,9 +35,9 @@ _INSERT = f"""
 _UPDATE = f"""
     UPDATE schedules SET ({", ".join(_STATE_FIELDS)}) = ({_MARKS})
     WHERE agent_id = ? AND revision = ?"""  # noqa: S608 - as above
-_ACCEPT = """
-    UPDATE schedules SET next_fire_at = ?, due_at = ?, last_fire_at = ?, revision = ?
-    WHERE agent_id = ? AND revision = ?"""
+_ACCEPT = f"""
+    UPDATE schedules SET {", ".join(f"{name} = ?" for name in documents.FIRED_FIELDS)}
+    WHERE agent_id = ? AND revision = ?"""  # noqa: S608 - as above
 
 
 class SqliteSchedules(SqliteTasks):
@@ -74,11 +79,26 @@ class SqliteSchedules(SqliteTasks):
 
     async def due_schedules(self, *, limit: int = 1000) -> Sequence[ScheduleSource]:
         """Return schedules that are due, earliest first."""
+        return await self._due_between(_LONG_AGO, self._now(), limit)
+
+    async def upcoming_schedules(
+        self, *, after: datetime, until: datetime, limit: int = 1000
+    ) -> Sequence[ScheduleSource]:
+        """Return schedules that are due in a span of time, earliest first."""
+        return await self._due_between(after, until, limit)
+
+    async def _due_between(self, after: datetime, until: datetime, limit: int) -> list[ScheduleSource]:
         check_page(limit)
-        sql = f"""{_SOURCE} JOIN schedules ON schedules.agent_id = agents.id
-            WHERE schedules.due_at <= ? ORDER BY schedules.due_at, schedules.agent_id LIMIT ?"""
-        values = (to_millis(self._now()), limit)
-        return list(map(_source, await self._file.read(lambda db: db.execute(sql, values).fetchall())))
+        values = (to_millis(after), to_millis(until), limit)
+        return list(map(_source, await self._file.read(lambda db: db.execute(_DUE, values).fetchall())))
+
+    async def due_marks(self, *, limit: int = 1000) -> Sequence[ScheduleMark]:
+        """Return which schedules are due, earliest first."""
+        check_page(limit)
+        values = (to_millis(_LONG_AGO), to_millis(self._now()), limit)
+        return await self._file.read(
+            lambda db: [ScheduleMark(*row) for row in db.execute(_DUE_MARKS, values)]
+        )
 
     async def next_schedules(self, *, limit: int = 100) -> Page[ScheduleState]:
         """Return the schedules in force, those that are due next first."""
@@ -98,7 +118,7 @@ class SqliteSchedules(SqliteTasks):
         checked = list(map(check_plan, plans))
 
         def work(db: sqlite3.Connection) -> list[Task]:
-            accepted = [plan for plan in checked if _accept(db, plan)]
+            accepted = _accept(db, checked)
             return _store_fires(db, [new for plan in accepted for new in plan.tasks], self._now())
 
         return await self._file.write(work)
@@ -126,14 +146,21 @@ def _update_marks(db: sqlite3.Connection, agent_ids: Iterable[int]) -> None:
     )
 
 
-def _accept(db: sqlite3.Connection, plan: FirePlan) -> bool:
-    """Store the next fire of a plan's schedule, unless somebody else was faster."""
-    fields = documents.schedule_document(transitions.fired(plan))
-    changes = {name: fields[name] for name in ("next_fire_at", "due_at", "last_fire_at", "revision")}
-    return (
-        db.execute(_ACCEPT, [*to_row(changes), int64(plan.before.agent_id), plan.before.revision]).rowcount
-        > 0
-    )
+def _accept(db: sqlite3.Connection, plans: Sequence[FirePlan]) -> list[FirePlan]:
+    """Store the next fires of the plans' schedules, unless somebody else was faster; return those of the others."""
+    sql = "SELECT agent_id, revision FROM schedules WHERE agent_id IN (SELECT value FROM json_each(?))"
+    revisions = dict(db.execute(sql, (json_list(int64(plan.before.agent_id) for plan in plans),)).fetchall())
+    accepted = []
+    changes = []
+    for plan in plans:
+        agent_id, revision = plan.before.agent_id, plan.before.revision
+        if revisions.get(agent_id) == revision:
+            fields = documents.fired_document(transitions.fired(plan))
+            revisions[agent_id] = fields["revision"]
+            accepted.append(plan)
+            changes.append([*to_row(fields), agent_id, revision])
+    db.executemany(_ACCEPT, changes)
+    return accepted
 
 
 def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime) -> list[Task]:
@@ -146,7 +173,7 @@ def _store_fires(db: sqlite3.Connection, news: Sequence[NewTask], now: datetime)
     for key, new in zip(keys, news, strict=True):
         if key not in fired:
             fired.add(key)
-            tasks.append(writer.add(new))
+            tasks.append(writer.add(new, key))
     writer.flush()
     return tasks
 

@@ -75,8 +75,13 @@ class TaskWriter:
         self._last_id: int = 0 if last is None else last["seq"]
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, new: NewTask, claim: Claim | None = None) -> Task:
+    def add(self, new: NewTask, fire_key: str | None, claim: Claim | None = None) -> Task:
         """Store a task, at the latest with `flush`.
+
+        Args:
+            new: The task.
+            fire_key: As `harness.store.documents.fire_key` gives it.
+            claim: Who takes it at once.
 
         Raises:
             AgentBusyError: No slot is free, and the task neither waits nor is skipped.
@@ -94,7 +99,7 @@ class TaskWriter:
         if place is None:
             raise documents.slot_taken(agent_id, next(iter((*taken.values(), *waits))))
         task = transitions.new_task(self._last_id + 1, new, place, self._now, claim)
-        self._rows.append(_task_fields(task, new, place))
+        self._rows.append(_task_fields(task, new, place, fire_key))
         self._last_id = task.id
         if place.active_slot is not None:
             taken[place.active_slot] = task.id
@@ -141,6 +146,12 @@ def task_from_row(row: sqlite3.Row) -> Task:
 
 def change_task(db: sqlite3.Connection, before: Task, after: Task, *, active_slot: str | None = None) -> Task:
     """Write the difference between two states of a task, which may also get a slot; return the second."""
+    update(db, "tasks", after.id, changes_of(before, after, active_slot=active_slot))
+    return after
+
+
+def changes_of(before: Task, after: Task, *, active_slot: str | None = None) -> dict[str, Any]:
+    """Return the columns in which two states of a task differ, of which the second may also get a slot."""
     changes = documents.task_changes(before, after)
     if before.status.is_final and not after.status.is_final:
         # Its next attempt has logs of its own.
@@ -149,9 +160,7 @@ def change_task(db: sqlite3.Connection, before: Task, after: Task, *, active_slo
         changes |= {"active_slot": None, "queue_slot": None}
     elif active_slot is not None:
         changes |= {"active_slot": active_slot, "queue_slot": None}
-    if changes:
-        update(db, "tasks", after.id, changes)
-    return after
+    return changes
 
 
 def held_slots(db: sqlite3.Connection, agent_id: int) -> dict[str, int]:
@@ -205,10 +214,10 @@ def with_rows(
         yield from ((candidate, by_id[candidate.task_id]) for candidate in some)
 
 
-def _task_fields(task: Task, new: NewTask, place: Place) -> dict[str, Any]:
+def _task_fields(task: Task, new: NewTask, place: Place, fire_key: str | None) -> dict[str, Any]:
     return documents.task_document(task) | {
         "max_active": new.max_active,
-        "fire_key": documents.fire_key(new),
+        "fire_key": fire_key,
         "active_slot": place.active_slot,
         "queue_slot": place.queue_slot,
     }

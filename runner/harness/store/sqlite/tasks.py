@@ -25,10 +25,11 @@ from harness.store import documents, transitions
 from harness.store.documents import check_page, from_millis, int64, to_millis
 from harness.store.slots import SPARE_CANDIDATES, check_new, slot_for_new
 from harness.store.sqlite.artifacts import SqliteArtifacts, insert_next_artifact
-from harness.store.sqlite.rows import check_agent, one
+from harness.store.sqlite.rows import check_agent, one, update_many
 from harness.store.sqlite.slots import (
     TaskWriter,
     change_task,
+    changes_of,
     claimable,
     has_claimable,
     held_slots,
@@ -79,7 +80,7 @@ class SqliteTasks(SqliteArtifacts):
             if fired := one(db, "SELECT id FROM tasks WHERE fire_key = ?", fire_key):
                 raise documents.duplicate_fire(fired["id"], fire_key or "")
             writer = TaskWriter(db, [new.agent_id], self._now())
-            task = writer.add(new, claim)
+            task = writer.add(new, fire_key, claim)
             writer.flush()
             # Read back, so that the caller's context is not shared with it.
             return stored_task(db, task.id) or task
@@ -137,6 +138,7 @@ class SqliteTasks(SqliteArtifacts):
         def work(db: sqlite3.Connection) -> list[Task]:
             now = self._now()
             claimed: list[Task] = []
+            changes: list[tuple[int, dict[str, Any]]] = []
             for candidate, row in with_rows(
                 db, claimable(db, now, limit=limit + SPARE_CANDIDATES), at_once=limit
             ):
@@ -150,7 +152,11 @@ class SqliteTasks(SqliteArtifacts):
                     continue
                 after = transitions.claim(task, claim, now)
                 if after is not None:
-                    claimed.append(change_task(db, task, after, active_slot=candidate.active_slot))
+                    claimed.append(after)
+                    # One that holds its slot already is not written to the indexes of slots again.
+                    slot = None if row["active_slot"] else candidate.active_slot
+                    changes.append((task.id, changes_of(task, after, active_slot=slot)))
+            update_many(db, "tasks", changes)
             return claimed
 
         # Looked for first without the lock that others wait for: most of the time there is nothing to do.
