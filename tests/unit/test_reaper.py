@@ -136,7 +136,7 @@ async def test_one_container_too_many_makes_whoever_brings_it_wait(
         bench.gate.set()
         await settle_loop()
         await bringing
-    await bench.clock.advance(PAUSE_SECONDS)
+    await bench.clock.advance(SETTLING_SECONDS + PAUSE_SECONDS)
     assert sorted(bench.gone) == list("abcd")
 
 
