@@ -78,7 +78,7 @@ class Elsewhen:
     async def until_quiet(self) -> Facts:
         """Wait until nothing is left to be done, and return what was."""
         async with asyncio.timeout(60):
-            while not await is_quiet(self.store, self.sandbox):  # noqa: ASYNC110 - it happens in another process
+            while not await is_quiet(self.store, self.sandbox, self.server):  # noqa: ASYNC110 - it happens in another process
                 await asyncio.sleep(0.1)
         return await collect(self.store, self.sandbox, [])
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -149,13 +149,13 @@ async def _judge_kills(deaths: Sequence[tuple[str, int]], place: Place, store: S
         for step, times in deaths:
             await _die(step, times, place)
         async with asyncio.timeout(40):
-            while not await is_quiet(store, sandbox):
+            while not await is_quiet(store, sandbox, member):
                 member.tend()
                 await asyncio.sleep(0.1)
     finally:
         exit_code = await member.end()
         await asyncio.to_thread(recorder.stop)
-    facts = await collect(store, sandbox, recorder.sights)
+    facts = replace(await collect(store, sandbox, recorder.sights), heard=recorder.listener.heard())
 
     # On a slow machine the schedules may have ended, and nothing be left to do, by the time the last victim died.
     assert (exit_code, member.codes) == (0 if member.starts else None, []), member.log()

@@ -13,8 +13,9 @@ import pytest
 from pydantic import SecretStr
 from tests.mongo import MongoServer
 from tests.sandboxes import used_store_ids
-from tests.torture.facts import ContainerSeen
-from tests.torture.fleet import make_members
+from tests.torture.evidence import stories
+from tests.torture.facts import Facts
+from tests.torture.fleet import CODE, make_members
 from tests.torture.recorder import Recorder
 from tests.torture.run import is_quiet
 
@@ -74,7 +75,7 @@ async def test_each_of_many_fires_in_one_second_becomes_one_run(
         for member in members:
             member.tend()
         for number in range(agents):
-            code = "import handoff\nhandoff.save({'ran': True})"
+            code = CODE.format(seconds=0, fails=0)
             agent = await store.create_agent(
                 AgentDraft(name=f"a{number}", code=code, config={"schedule": schedule})
             )
@@ -82,7 +83,7 @@ async def test_each_of_many_fires_in_one_second_becomes_one_run(
         assert datetime.now(UTC) < fire_at, "the machine is too slow for the lead time"
         await asyncio.sleep((fire_at - datetime.now(UTC)).total_seconds() + 0.5)
         async with asyncio.timeout(180):
-            while not await is_quiet(store, sandbox):  # noqa: ASYNC110 - it happens in other processes
+            while not await is_quiet(store, sandbox, *members):  # noqa: ASYNC110 - it happens in other processes
                 await asyncio.sleep(0.25)
         codes = [await member.end() for member in members]
     finally:
@@ -97,11 +98,10 @@ async def test_each_of_many_fires_in_one_second_becomes_one_run(
     assert {task.agent_id for task in tasks} == set(range(1, agents + 1))
     assert {task.status for task in tasks} == {TaskStatus.COMPLETED}
     assert {task.fire_at for task in tasks} == {fire_at}
-    starts = Counter(
-        sight.task_id
-        for sight in recorder.sights
-        if isinstance(sight, ContainerSeen) and sight.action == "start"
+    facts = Facts([], tasks, {}, recorder.sights, recorder.listener.heard())
+    containers = [one for one in stories(facts).values() if one.started_at is not None and one.attempts]
+    assert Counter(task_id for one in containers for task_id, _ in one.attempts) == Counter(
+        task.id for task in tasks
     )
-    assert starts == Counter(task.id for task in tasks)
     owners = {member.name for member in members if '"run_ended"' in member.log()}
     assert len(owners) == 4, f"only {owners} ran tasks"

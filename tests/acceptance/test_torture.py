@@ -30,3 +30,4 @@ async def test_promises_hold_while_processes_store_and_engine_fail(
     # There was something to be held to.
     assert report.numbers["tasks"]["completed"] > 20
     assert report.numbers["attempts"]["lost"] > 0
+    assert report.numbers["containers"]["warm"] > 0

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import secrets
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tests.torture.run import Report, Torture, torture
@@ -22,15 +23,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="repeats a run's agents and faults; by default a new one")
     parser.add_argument("--store", choices=("sqlite", "mongo"), default="sqlite")
     parser.add_argument("--agents", type=int, default=30)
+    parser.add_argument("--warm", type=int, help="containers that wait, for each process; 0: none")
     parser.add_argument("--folder", type=Path, help="keeps logs and store; by default a new one")
     given = parser.parse_args()
     seed = secrets.randbelow(10**6) if given.seed is None else given.seed
     folder = given.folder or Path(tempfile.mkdtemp(prefix="harness-torture-"))
+    what = Torture(seed, given.minutes * 60, given.store, given.agents)
+    if given.warm is not None:
+        what = replace(what, warm=given.warm)
     print(
-        f"seed {seed}, {given.minutes:g} minutes, {given.store}, {given.agents} agents; logs in {folder}",
+        f"seed {seed}, {given.minutes:g} minutes, {given.store}, {given.agents} agents, {what.warm} warm; logs in {folder}",
         flush=True,
     )
-    report = asyncio.run(_main(Torture(seed, given.minutes * 60, given.store, given.agents), folder))
+    report = asyncio.run(_main(what, folder))
     print(report.text())
     return 1 if report.violations or report.exit_code != 0 else 0
 

@@ -1,19 +1,20 @@
 """Holds what was seen against the promises P1 to P7. Pure; computes due fires by itself, not by the product's triggers.
 
-The agents are those of `tests.torture.fleet`: they print ``begin TASK ATTEMPT`` and ``end TASK ATTEMPT``, and keep in their
-state a counter ``n`` and the ``task`` and ``attempt`` that saved it, attempts counted from 1. The schedules are plain intervals, or cron minutely
-in UTC, and end by `end_at`, long past when the facts are taken. A schedule may be turned off and on meanwhile: what
-comes due while it is off is no fire.
+The agents are those of `tests.torture.fleet`: they print the two lines of `tests.torture.evidence`, and keep in their
+state a counter ``n`` and the ``task`` and ``attempt`` that saved it, attempts counted from 1. The schedules are plain
+intervals, or cron minutely in UTC, and end by `end_at`, long past when the facts are taken. A schedule may be turned off
+and on meanwhile: what comes due while it is off is no fire.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tests.torture.facts import AgentSeen, ContainerSeen, EngineSeen, Facts
+from tests.torture.evidence import Run, Story, printed, read_word, runs, stories
+from tests.torture.facts import AgentSeen, AttemptKey, Facts
 
 from harness.models import Reason, SkipReason, Task, TaskStatus, log_attempt
 
@@ -21,6 +22,8 @@ from harness.models import Reason, SkipReason, Task, TaskStatus, log_attempt
 _RAN = (Reason.COMPLETED, Reason.EXIT_NONZERO, Reason.TIMEOUT, Reason.OUT_OF_MEMORY)
 #: How far the store's clock may be off the one that the test notes its own calls by.
 _CLOCKS_DIFFER = timedelta(milliseconds=50)
+#: How long a container that was made to wait may outlive its owner, while the engine is there, on a slow machine.
+ORPHANED = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,11 @@ def check(facts: Facts) -> list[Violation]:
         found += _check_end(task)
         found += _check_attempts(task)
         found += _check_logs(task, facts)
-    found += _check_containers(facts)
-    found += _check_overlap(facts)
+    containers = stories(facts)
+    found += _check_containers(facts, containers)
+    found += _check_words(containers)
+    found += _check_overlap(facts, list(runs(containers)))
+    found += _check_orphans(facts, containers)
     found += [Violation("P7", f"container {container} is left") for container in facts.containers_left]
     return found
 
@@ -211,91 +217,105 @@ def _check_logs(task: Task, facts: Facts) -> Iterator[Violation]:
         one.number: other.started_at for one, other in zip(task.attempts, task.attempts[1:], strict=False)
     }
     numbers = {attempt.number for attempt in task.attempts}
-    texts: defaultdict[int, bytearray] = defaultdict(bytearray)
     for chunk in facts.logs.get(task.id, ()):
         number = log_attempt(chunk.seq)
         if number not in numbers:
             yield Violation("P6", f"task {task.id} has output of attempt {number}, which it never had")
         elif number in ends and chunk.at > ends[number]:
             yield Violation("P6", f"attempt {number} of task {task.id} wrote after it was replaced")
-        if chunk.stream == "stdout":
-            texts[number] += chunk.data
-    for number, text in texts.items():
-        words = f"{task.id} {number}"
-        for line in text.decode(errors="replace").splitlines():
-            if line not in (f"begin {words}", f"end {words}"):
+    said: defaultdict[int, list[str]] = defaultdict(list)
+    for number, text in printed(facts, task.id).items():
+        for line in text.splitlines():
+            word = read_word(line)
+            if word is None or word.attempt != (task.id, number):
                 yield Violation("P6", f"attempt {number} of task {task.id} has the line {line!r}")
+            else:
+                said[number].append(word.what)
     if task.status is TaskStatus.COMPLETED:
         number = task.attempts[-1].number
-        words = f"{task.id} {number}"
-        if texts[number].decode() != f"begin {words}\nend {words}\n":
-            yield Violation(
-                "P6", f"the winning attempt {number} of task {task.id} printed {bytes(texts[number])!r}"
-            )
+        if said[number] != ["begin", "end"]:
+            yield Violation("P6", f"the winning attempt {number} of task {task.id} printed {said[number]}")
 
 
-def _check_containers(facts: Facts) -> Iterator[Violation]:
-    """P2 and P6: each attempt had one container at most, and each container an attempt."""
+def _check_containers(facts: Facts, containers: Mapping[str, Story]) -> Iterator[Violation]:
+    """P2 and P6: each container was used by one attempt at most, and each attempt had one, if it ran."""
     attempts = {(task.id, attempt.number): attempt for task in facts.tasks for attempt in task.attempts}
-    started: defaultdict[tuple[int, int], set[str]] = defaultdict(set)
-    for sight in _containers(facts):
-        key = (sight.task_id, sight.fence)
-        if key not in attempts:
+    started: defaultdict[AttemptKey, list[str]] = defaultdict(list)
+    for story in containers.values():
+        if len(story.attempts) > 1:
+            those = ", ".join(map(_render, sorted(story.attempts)))
+            yield Violation("P2", f"container {story.container_id} was used by {those}")
+        for key in story.attempts:
+            if key not in attempts:
+                yield Violation("P6", f"container {story.container_id} was of {_render(key)}: not known")
+            if story.started_at is not None:
+                started[key].append(story.container_id)
+    for key, ids in started.items():
+        if len(ids) > 1:
+            yield Violation("P2", f"{_render(key)} ran in {len(ids)} containers")
+    for key, attempt in attempts.items():
+        if attempt.reason in _RAN and not started[key]:
+            yield Violation("P2", f"{_render(key)} is {attempt.reason}, and no container ran")
+
+
+def _check_words(containers: Mapping[str, Story]) -> Iterator[Violation]:
+    """P2: no container was given a second job; each was where its agent says that it was."""
+    for story in containers.values():
+        begun = sum(word.what == "begin" for word in story.words)
+        if begun > 1:
+            yield Violation("P2", f"in container {story.container_id} {begun} agents began")
+        for word in story.foreign:
             yield Violation(
-                "P6", f"{sight.action} of a container for task {key[0]}, attempt {key[1]}: not known"
-            )
-        if sight.action == "start":
-            started[key].add(sight.container_id)
-    for key, containers in started.items():
-        if len(containers) > 1:
-            yield Violation("P2", f"task {key[0]}, attempt {key[1]} ran in {len(containers)} containers")
-    for (task_id, number), attempt in attempts.items():
-        if attempt.reason in _RAN and not started[task_id, number]:
-            yield Violation(
-                "P2", f"task {task_id}, attempt {number} is {attempt.reason}, and no container ran"
+                "P2", f"container {story.container_id} was heard to be {word.container_id}, {word}"
             )
 
 
-def _check_overlap(facts: Facts) -> Iterator[Violation]:
-    """P3: no agent runs more often at once than its policy allows.
-
-    It runs from the start of its container to that container's end, by the engine's word, or to the stored end of its
-    attempt: a container stays for a moment after its agent, which ended before its end was stored. But what an attempt
-    does that was given up as lost nobody knows.
-    """
-    ended = {
-        (task.id, attempt.number): attempt.ended_at
-        for task in facts.tasks
-        for attempt in task.attempts
-        if attempt.ended_at is not None and attempt.reason is not Reason.LOST
-    }
+def _check_overlap(facts: Facts, seen: Sequence[Run]) -> Iterator[Violation]:
+    """P3: no agent runs more often at once than its policy allows; see `tests.torture.evidence.Run`."""
     agent_of = {task.id: task.agent_id for task in facts.tasks}
     allowed = {agent.agent_id: agent.max_active for agent in facts.agents}
-    running: defaultdict[int, dict[str, ContainerSeen]] = defaultdict(dict)
-    for sight in facts.sights:
-        if isinstance(sight, EngineSeen):
-            for held in running.values():
-                for container in held.keys() - sight.running:
-                    del held[container]
-            continue
-        agent_id = agent_of.get(sight.task_id)
+    running: defaultdict[int, list[Run]] = defaultdict(list)
+    for run in sorted(seen, key=lambda run: run.began_at):
+        agent_id = agent_of.get(run.attempt[0])
         if agent_id is None:
             continue  # Reported as unknown elsewhere.
         held = running[agent_id]
-        if sight.action in ("die", "destroy"):
-            held.pop(sight.container_id, None)
-        elif sight.action == "start":
-            for container, one in list(held.items()):
-                if ended.get((one.task_id, one.fence), sight.at) < sight.at:
-                    del held[container]
-            held[sight.container_id] = sight
-            if len(held) > allowed[agent_id]:
-                those = ", ".join(f"task {one.task_id} attempt {one.fence}" for one in held.values())
-                yield Violation("P3", f"agent {agent_id} runs {len(held)} at once at {sight.at}: {those}")
+        held[:] = [one for one in held if one.ended_at is None or one.ended_at > run.began_at]
+        held.append(run)
+        if len(held) > allowed[agent_id]:
+            those = ", ".join(_render(one.attempt) for one in held)
+            yield Violation("P3", f"agent {agent_id} runs {len(held)} at once at {run.began_at}: {those}")
 
 
-def _containers(facts: Facts) -> Iterable[ContainerSeen]:
-    return (sight for sight in facts.sights if isinstance(sight, ContainerSeen))
+def _check_orphans(facts: Facts, containers: Mapping[str, Story]) -> Iterator[Violation]:
+    """P7: a container that was made to wait, and all that runs in it, ends when its owner does."""
+    last_at = max((sight.at for sight in facts.sights), default=None)
+    for story in containers.values():
+        if story.owner is None or story.started_at is None or last_at is None:
+            continue
+        _host, process_id, _token = story.owner.rsplit(":", 2)
+        # Numbers are used again, but not before they are free.
+        deaths = [
+            end.at
+            for end in facts.ended
+            if str(end.process_id) == process_id and end.at >= story.known_at - _CLOCKS_DIFFER
+        ]
+        if not deaths:
+            continue
+        died_at, ended_at = min(deaths), story.ended_at or last_at
+        away = sum((_common(died_at, ended_at, *outage) for outage in facts.engine_away), timedelta())
+        if ended_at - died_at - away > ORPHANED:
+            late = (ended_at - died_at).total_seconds()
+            yield Violation("P7", f"container {story.container_id} outlived its owner by {late:.1f} s")
+
+
+def _common(begin: datetime, end: datetime, other_begin: datetime, other_end: datetime) -> timedelta:
+    """Return how long two spans lie one upon the other."""
+    return max(min(end, other_end) - max(begin, other_begin), timedelta())
+
+
+def _render(key: AttemptKey) -> str:
+    return f"task {key[0]} attempt {key[1]}"
 
 
 def lateness(facts: Facts) -> list[float]:

@@ -9,15 +9,20 @@ from typing import Literal
 
 from harness.models import HandoffArtifact, LogChunk, ScheduleState, Task
 
+#: Task id and number.
+AttemptKey = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerSeen:
-    """One line of the engine's own event stream, in the order in which the engine told it."""
+    """One line of the engine's own event stream."""
 
-    action: Literal["create", "start", "die", "destroy"]
+    action: Literal["create", "start", "update", "rename", "die", "destroy"]
     container_id: str
-    task_id: int
-    fence: int
+    #: Whose it is, by its labels or by the name that it has by now; None: it waits, or waited, for a task.
+    attempt: AttemptKey | None
+    #: The owner that its labels name, of one that was made to wait.
+    owner: str | None
     at: datetime
 
 
@@ -26,6 +31,15 @@ class EngineSeen:
     """The event stream broke off, and the engine answers again: what does not run now has ended, told or not."""
 
     running: frozenset[str]
+    #: When it did not answer yet.
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """A process of the product ended, however it did."""
+
+    process_id: int
     at: datetime
 
 
@@ -78,6 +92,11 @@ class Facts:
     tasks: Sequence[Task]
     logs: Mapping[int, Sequence[LogChunk]]
     sights: Sequence[Sight]
+    #: What containers wrote to stdout, as far as the test's own attachments came in time; by container id.
+    heard: Mapping[str, str] = field(default_factory=dict)
+    ended: Sequence[ProcessEnded] = field(default_factory=tuple)
+    #: From when to when the test had stopped or frozen the engine.
+    engine_away: Sequence[tuple[datetime, datetime]] = field(default_factory=tuple)
     #: Containers that bear the store's label, after the quiet period.
     containers_left: Sequence[str] = field(default_factory=tuple)
     #: How long after the time that it bears a write may come into force, its process having been frozen in between.

@@ -7,8 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.engines import OwnEngine
@@ -134,6 +136,8 @@ class Hand:
         self._store_lock = asyncio.Lock()
         self._lasting: set[asyncio.Task[None]] = set()
         self.done: dict[str, int] = {}
+        #: From when to when the engine was stopped or frozen.
+        self.engine_away: list[tuple[datetime, datetime]] = []
 
     def begin(self, fault: Fault) -> None:
         """Begin a fault."""
@@ -188,15 +192,23 @@ class Hand:
         await self._switchboard.turn_off_and_on(fault.agent, fault.kind, fault.lasts_seconds)
 
     async def _engine_ends(self, fault: Fault) -> None:
-        assert self._engine is not None
-        async with self._engine_lock:
-            self._engine.signal(signal.SIGTERM if fault.kind == "engine_stop" else signal.SIGKILL)
+        async with self._without_engine() as engine:
+            engine.signal(signal.SIGTERM if fault.kind == "engine_stop" else signal.SIGKILL)
             await asyncio.sleep(fault.lasts_seconds)
-            await self._engine.start()
+            await engine.start()
 
     async def _engine_freezes(self, fault: Fault) -> None:
+        async with self._without_engine() as engine:
+            engine.signal(signal.SIGSTOP)
+            await asyncio.sleep(fault.lasts_seconds)
+            engine.signal(signal.SIGCONT)
+
+    @asynccontextmanager
+    async def _without_engine(self) -> AsyncIterator[OwnEngine]:
         assert self._engine is not None
         async with self._engine_lock:
-            self._engine.signal(signal.SIGSTOP)
-            await asyncio.sleep(fault.lasts_seconds)
-            self._engine.signal(signal.SIGCONT)
+            began_at = datetime.now(UTC)
+            try:
+                yield self._engine
+            finally:
+                self.engine_away.append((began_at, datetime.now(UTC)))

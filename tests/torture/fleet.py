@@ -10,23 +10,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.models import AgentDraft, render_instant
+from tests.torture.facts import ProcessEnded
 
-#: What every agent does; `FAILS` is a share of attempts, decided by task and attempt alone.
+from harness.models import AgentDraft, render_instant
+from harness.ports import WarmLabels
+
+#: What every agent does; `fails` is a share of attempts, decided by task and attempt alone. It says which container it is
+#: in, which any engine mounts a file of, and its first and last words are as near to its begin and end as can be.
 CODE = """
-import sys, time, zlib
+import re, signal, sys, time, zlib
 import handoff
 me = handoff.task
-print(f"begin {{me.task_id}} {{me.attempt}}", flush=True)
-time.sleep({seconds})
-print(f"end {{me.task_id}} {{me.attempt}}", flush=True)
-if zlib.crc32(f"{{me.task_id}} {{me.attempt}}".encode()) % 100 < {fails}:
-    sys.exit(3)
-handoff.save({{"n": context.get("n", 0) + 1, "task": me.task_id, "attempt": me.attempt}})
+with open("/proc/self/mountinfo") as file:
+    container = re.search("/containers/([0-9a-f]{{64}})/hostname", file.read())[1]
+def say(word):
+    print(f"{{word}} {{me.task_id}} {{me.attempt}} {{container}} {{time.time():.6f}}", flush=True)
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(4))
+say("begin")
+try:
+    time.sleep({seconds})
+    if zlib.crc32(f"{{me.task_id}} {{me.attempt}}".encode()) % 100 < {fails}:
+        sys.exit(3)
+    handoff.save({{"n": context.get("n", 0) + 1, "task": me.task_id, "attempt": me.attempt}})
+finally:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say("end")
 """
 
 
@@ -57,7 +69,13 @@ def make_agents(rng: random.Random, count: int, *, end_at: datetime) -> list[Age
         code = CODE.format(
             seconds=rng.choice((0, 0.05, 0.05, 0.2, 1, 3)), fails=rng.choice((0, 0, 0, 10, 40))
         )
-        limits = {"max_memory_mb": 64, "grace_seconds": 0.5, "timeout_seconds": 20}
+        # One memory limit beside the others, so that what waits for one agent is adapted for another. A grace that is
+        # long enough for last words on a slow machine.
+        limits = {
+            "max_memory_mb": rng.choice((64, 64, 64, 80)),
+            "grace_seconds": 3,
+            "timeout_seconds": 20,
+        }
         config = {"schedule": schedule, "retry": retry, "limits": limits, "priority": rng.choice((0, 0, 1))}
         drafts.append(AgentDraft(name=f"agent-{number}", code=code, config=config))
     return drafts
@@ -70,6 +88,7 @@ class Member:
         self.name = name
         self.starts = 0
         self.codes: list[int] = []
+        self.ended: list[ProcessEnded] = []
         self.is_frozen = False
         self._arguments = arguments
         self._environment = environment
@@ -78,10 +97,19 @@ class Member:
         self._start_at = 0.0
         self._is_wanted = True
 
+    def owns(self, labels: WarmLabels) -> bool:
+        """Whether a container waits for the process that runs now."""
+        return self._process is not None and str(self._process.pid) in labels.owner.split(":")
+
+    def _note_end(self) -> None:
+        assert self._process is not None
+        self.ended.append(ProcessEnded(self._process.pid, datetime.now(UTC)))
+
     def tend(self) -> None:
         """Start it anew a while after it ended, however it ended."""
         if self._process is not None and self._process.poll() is not None:
             self.codes.append(self._process.returncode)
+            self._note_end()
             self._process = None
             self._start_at = time.monotonic() + 0.3
         if self._process is None and self._is_wanted and time.monotonic() >= self._start_at:
@@ -120,6 +148,8 @@ class Member:
         except subprocess.TimeoutExpired:
             process.kill()
             return await asyncio.to_thread(process.wait)
+        finally:
+            self._note_end()
 
     def log(self) -> str:
         """Return what it wrote."""

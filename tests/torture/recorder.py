@@ -13,10 +13,12 @@ import docker
 import docker.errors
 import requests
 from tests.torture.facts import ContainerSeen, EngineSeen, Sight
+from tests.torture.listener import Listener
 
-from harness.sandbox.hostconfig import LABEL_FENCE, LABEL_STORE, LABEL_TASK
+from harness.ports import SandboxLabels
+from harness.sandbox.hostconfig import LABEL_OWNER, LABEL_STORE, read_labels
 
-_ACTIONS = ("create", "start", "die", "destroy")
+_ACTIONS = ("create", "start", "update", "rename", "die", "destroy")
 
 
 class Recorder:
@@ -33,6 +35,9 @@ class Recorder:
         self._since = 0
         self._known: set[tuple[int, str, str]] = set()
         self._listens = threading.Event()
+        #: When the engine was last known not to answer.
+        self._away_at = datetime.now(UTC)
+        self.listener = Listener(url)
 
     def start(self) -> None:
         """Begin; returns when the engine is listened to."""
@@ -48,6 +53,7 @@ class Recorder:
         if self._stream is not None:
             self._stream.close()
         self._thread.join(20)
+        self.listener.stop()
 
     def _record(self) -> None:
         while not self._ending.is_set():
@@ -56,6 +62,7 @@ class Recorder:
                 docker.errors.DockerException, requests.RequestException, OSError, ValueError
             ):
                 self._follow()
+            self._away_at = datetime.now(UTC)
             time.sleep(0.05)
 
     def _follow(self) -> None:
@@ -66,7 +73,7 @@ class Recorder:
             if self._listens.is_set():
                 listed = client.containers(filters={"label": self._filters["label"]})
                 running = frozenset(str(entry["Id"]) for entry in listed)
-                self.sights.append(EngineSeen(running, datetime.now(UTC)))
+                self.sights.append(EngineSeen(running, self._away_at))
             self._listens.set()
             for event in self._stream:
                 self._take(event)
@@ -80,12 +87,12 @@ class Recorder:
             return
         self._known.add(key)
         self._since = max(self._since, event["timeNano"])
+        if event["Action"] == "start":
+            self.listener.listen(actor["ID"])
+        attributes = actor["Attributes"]
+        labels = read_labels(attributes, attributes["name"])
+        attempt = (labels.task_id, labels.fence) if isinstance(labels, SandboxLabels) else None
+        at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC)
         self.sights.append(
-            ContainerSeen(
-                event["Action"],
-                actor["ID"],
-                int(actor["Attributes"][LABEL_TASK]),
-                int(actor["Attributes"][LABEL_FENCE]),
-                datetime.fromtimestamp(event["timeNano"] / 1e9, UTC),
-            )
+            ContainerSeen(event["Action"], actor["ID"], attempt, attributes.get(LABEL_OWNER), at)
         )

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from tests.engines import OwnEngine, can_start_engines
 from tests.mongo import MongoServer
 from tests.torture.checker import Violation, check, lateness
+from tests.torture.evidence import origins, stories
 from tests.torture.facts import AgentSeen, Facts, Sight, Switched
 from tests.torture.faults import Hand, StoreOutage, freeze_process, lock_sqlite, make_plan
 from tests.torture.fleet import Member, make_agents, make_members
@@ -28,7 +29,7 @@ from tests.torture.switches import Switchboard
 
 from harness.clock import SystemClock
 from harness.models import Task, TaskStatus
-from harness.ports import Sandbox, Store
+from harness.ports import Sandbox, Store, WarmLabels
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
 from harness.store.mongo import MongoStore
@@ -51,6 +52,8 @@ class Torture:
     seconds: float
     store: Literal["sqlite", "mongo"] = "sqlite"
     agents: int = 30
+    #: `HARNESS_WARM_CONTAINERS` of each process.
+    warm: int = Settings.model_fields["warm_containers"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ async def torture(what: Torture, image: str, folder: Path, say: Callable[[str], 
             "HARNESS_DATA_DIR": str(folder / "data"),
             "HARNESS_LEASE_SECONDS": str(LEASE_SECONDS),
             "HARNESS_SANDBOX_IMAGE": image,
+            "HARNESS_WARM_CONTAINERS": str(what.warm),
             "DOCKER_HOST": sandbox.engine.address.url,
         }
         members = make_members(environment, folder)
@@ -142,9 +146,13 @@ async def _run(what: Torture, rng: random.Random, scene: _Scene) -> Report:
         exit_code, quiet_seconds = await _rest(scene)
     finally:
         await asyncio.to_thread(recorder.stop)
-    facts = await collect(scene.store, scene.sandbox, recorder.sights, scene.switchboard.switched)
-    if what.store == "mongo":
-        facts = replace(facts, stamp_slack=timedelta(seconds=6 * LEASE_SECONDS))
+    facts = replace(
+        await collect(scene.store, scene.sandbox, recorder.sights, scene.switchboard.switched),
+        heard=recorder.listener.heard(),
+        ended=[end for member in scene.members for end in member.ended],
+        engine_away=scene.hand.engine_away,
+        stamp_slack=timedelta(seconds=6 * LEASE_SECONDS if what.store == "mongo" else 0),
+    )
     numbers = {
         "faults": scene.hand.done,
         "starts of processes": {member.name: member.starts for member in scene.members},
@@ -152,6 +160,7 @@ async def _run(what: Torture, rng: random.Random, scene: _Scene) -> Report:
         "tasks": dict(Counter(task.status.value for task in facts.tasks)),
         "attempts": dict(Counter(str(one.reason) for task in facts.tasks for one in task.attempts)),
         "skips": dict(Counter(str(task.skip_reason) for task in facts.tasks if task.skip_reason)),
+        "containers": dict(origins(stories(facts))),
         "events": dict(Counter(getattr(sight, "action", "engine came back") for sight in recorder.sights)),
     }
     return Report(check(facts), numbers, lateness(facts), quiet_seconds, exit_code)
@@ -184,7 +193,7 @@ async def _rest(scene: _Scene) -> tuple[int | None, float]:
     left = -1
     while monotonic() - moved_at < STANDSTILL_SECONDS:
         survivor.tend()
-        if resting.done() and await is_quiet(scene.store, scene.sandbox):
+        if resting.done() and await is_quiet(scene.store, scene.sandbox, survivor):
             break
         before, left = left, await _active(scene.store)
         if left != before:
@@ -203,8 +212,12 @@ async def _active(store: Store) -> int:
     return sum(page.total_count for page in pages)
 
 
-async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
-    """Return whether no task is active, no schedule fires any more or has fires on their way, and no container is left."""
+async def is_quiet(store: Store, sandbox: Sandbox, *members: Member) -> bool:
+    """Return whether nothing is left to do.
+
+    No task is active, no schedule fires any more or has fires on their way, and no container is left but those that wait
+    for tasks of `members`.
+    """
     # The schedules first: the last fire becomes a task in the moment in which its schedule ends.
     agents = (await store.list_agents(limit=_PAGE)).items
     due = [(await store.get_schedule(agent.id)).state for agent in agents]
@@ -214,7 +227,8 @@ async def is_quiet(store: Store, sandbox: Sandbox) -> bool:
     for status in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.PENDING):
         if (await store.list_tasks(status=status, limit=1)).items:
             return False
-    return not await sandbox.owned_containers(store.store_id)
+    labels = [container.labels for container in await sandbox.owned_containers(store.store_id)]
+    return all(isinstance(one, WarmLabels) and any(member.owns(one) for member in members) for one in labels)
 
 
 async def _has_outbox(store: Store) -> bool:
@@ -245,7 +259,7 @@ async def collect(
         agents.append(AgentSeen(agent.id, agent.config, state, list(reversed(history)), newest, switches))
     logs = {task.id: await store.read_logs(task.id) for task in tasks if task.attempts}
     left = [container.container_id for container in await sandbox.owned_containers(store.store_id)]
-    return Facts(agents, list(reversed(tasks)), logs, list(sights), left)
+    return Facts(agents, list(reversed(tasks)), logs, list(sights), containers_left=left)
 
 
 @asynccontextmanager

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.torture.checker import check, due_fires, lateness
-from tests.torture.facts import AgentSeen, ContainerSeen, EngineSeen, Facts, Sight, Switched
+from tests.torture.evidence import origins, stories
+from tests.torture.facts import AgentSeen, ContainerSeen, EngineSeen, Facts, ProcessEnded, Sight, Switched
 
 from harness.models import (
     Attempt,
@@ -24,11 +25,22 @@ from harness.models import (
 )
 
 ANCHOR = datetime(2026, 1, 1, 0, 0, 0, 400_000, tzinfo=UTC)
+#: Of the containers that were made to wait.
+OWNER = "host:77:abcd"
 EVERY_10 = {"type": "interval", "interval_seconds": 10, "end_at": "2026-01-01T00:00:30Z"}
 
 
 def at(seconds: float) -> datetime:
     return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+
+
+def container(task_id: int, number: int) -> str:
+    return f"{task_id:032x}{number:032x}"
+
+
+def line(word: str, task_id: int, number: int, seconds: float, *, container_id: str = "") -> str:
+    where = container_id or container(task_id, number)
+    return f"{word} {task_id} {number} {where} {at(seconds).timestamp():.6f}\n"
 
 
 def switch(is_on: bool, began: float, ended: float) -> Switched:
@@ -37,7 +49,10 @@ def switch(is_on: bool, began: float, ended: float) -> Switched:
 
 @dataclass
 class Scene:
-    """A run of one agent that fires at 10, 20 and 30 s: two runs, the second with a retry, and a skip in between."""
+    """A run of one agent that fires at 10, 20 and 30 s: two runs, the second with a retry, and a skip in between.
+
+    The retry runs in a container that waited for it, and is over before that is named.
+    """
 
     rule: dict[str, Any] = field(default_factory=lambda: dict(EVERY_10))
     tasks: list[Task] = field(default_factory=list)
@@ -45,6 +60,9 @@ class Scene:
     logs: dict[int, list[LogChunk]] = field(default_factory=dict)
     sights: list[Sight] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    heard: dict[str, str] = field(default_factory=dict)
+    ended: list[ProcessEnded] = field(default_factory=list)
+    engine_away: list[tuple[datetime, datetime]] = field(default_factory=list)
     switched: list[Switched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,20 +82,20 @@ class Scene:
             attempts.append(
                 Attempt(number=number, started_at=at(now), ended_at=at(now + seconds), reason=reason)
             )
+            is_warm = ordinal > 1
+            made_at = now - 5 if is_warm else now
             self.sights += [
-                self.sight("create", task_id, number, now),
-                self.sight("start", task_id, number, now),
+                self.sight("create", task_id, number, made_at, is_warm=is_warm),
+                self.sight("start", task_id, number, made_at, is_warm=is_warm),
             ]
-            words = ("begin", "end") if reason is Reason.COMPLETED else ("begin",)
-            for index, word in enumerate(words):
-                data = f"{word} {task_id} {ordinal}\n".encode()
-                logs.append(
-                    LogChunk(seq=log_seq(number, index), stream="stdout", data=data, at=at(now + seconds))
-                )
+            words = {"begin": now} | ({"end": now + seconds} if reason is Reason.COMPLETED else {})
+            for index, (word, said) in enumerate(words.items()):
+                data = line(word, task_id, ordinal, said).encode()
+                logs.append(LogChunk(seq=log_seq(number, index), stream="stdout", data=data, at=at(said)))
             now += seconds
             self.sights += [
-                self.sight("die", task_id, number, now),
-                self.sight("destroy", task_id, number, now),
+                self.sight("die", task_id, number, now, is_warm=is_warm),
+                self.sight("destroy", task_id, number, now, is_warm=is_warm),
             ]
         self.tasks.append(
             Task(id=task_id, agent_id=1, status=ends[-1].status, trigger="schedule", scheduled_at=at(fire),
@@ -91,8 +109,30 @@ class Scene:
         )  # fmt: skip
 
     @staticmethod
-    def sight(action: Any, task_id: int, fence: int, seconds: float) -> ContainerSeen:
-        return ContainerSeen(action, f"c{task_id}.{fence}", task_id, fence, at(seconds))
+    def sight(
+        action: Any, task_id: int, number: int, seconds: float, *, is_warm: bool = False
+    ) -> ContainerSeen:
+        attempt, owner = (None, OWNER) if is_warm else ((task_id, number), None)
+        return ContainerSeen(action, container(task_id, number), attempt, owner, at(seconds))
+
+    def change_sights(self, container_id: str, **changes: Any) -> None:
+        self.sights = [
+            replace(one, **changes)
+            if isinstance(one, ContainerSeen) and one.container_id == container_id
+            else one
+            for one in self.sights
+        ]
+
+    def drop_sights(self, container_id: str, *actions: str) -> None:
+        self.sights = [
+            one
+            for one in self.sights
+            if not (
+                isinstance(one, ContainerSeen)
+                and one.container_id == container_id
+                and (not actions or one.action in actions)
+            )
+        ]
 
     def change_task(self, task_id: int, **changes: Any) -> None:
         self.tasks = [one.model_copy(update=changes) if one.id == task_id else one for one in self.tasks]
@@ -104,7 +144,9 @@ class Scene:
         schedule = ScheduleState(agent_id=1, agent_version=1, anchor_at=ANCHOR)
         newest = self.artifacts[-1] if self.artifacts else None
         agent = AgentSeen(1, {"schedule": self.rule}, schedule, self.artifacts, newest, self.switched)
-        return Facts([agent], self.tasks, self.logs, self.sights, self.left)
+        return Facts(
+            [agent], self.tasks, self.logs, self.sights, self.heard, self.ended, self.engine_away, self.left
+        )
 
     def found(self) -> list[str]:
         return [str(violation) for violation in check(self.facts())]
@@ -182,22 +224,32 @@ def _miss_on_time(scene: Scene) -> None:
     scene.change_task(2, skip_reason=SkipReason.MISSED)
 
 
-def _overlap(scene: Scene) -> None:
+def _say_the_end_late(scene: Scene) -> None:
+    """The first run ends, by its agent's own word, while the second one runs; its container outlasts it."""
     _leave_the_container(scene)
-    (attempt,) = scene.tasks[0].attempts
-    scene.change_task(1, attempts=(attempt.model_copy(update={"ended_at": at(33)}),))
+    scene.logs[1][1] = scene.logs[1][1].model_copy(update={"data": line("end", 1, 1, 33).encode()})
 
 
 def _leave_the_container(scene: Scene) -> None:
-    scene.sights = [sight for sight in scene.sights if sight.at != at(21.1)]
+    scene.drop_sights(container(1, 1), "die", "destroy")
 
 
-def _start_before_the_old_one_died(scene: Scene) -> None:
-    old_dies, new_starts = scene.sight("die", 3, 1, 32.1), scene.sight("start", 3, 2, 32.1)
-    one, other = scene.sights.index(old_dies), scene.sights.index(new_starts)
-    destroyed = scene.sights.index(scene.sight("destroy", 3, 1, 32.1))
-    scene.sights.insert(one, scene.sights.pop(other))
-    assert destroyed > one
+def _outlive_the_lease(scene: Scene) -> None:
+    """The lost attempt goes on beside its successor; nobody hears of its end but the engine."""
+    scene.change_sights(container(3, 1), at=at(30.1))
+    scene.drop_sights(container(3, 1), "die", "destroy")
+    scene.sights.append(scene.sight("die", 3, 1, 33))
+
+
+def _run_on_unnamed(scene: Scene) -> None:
+    """An attempt that was given up begins late, in a container that nothing gave to it, and the product shows no line."""
+    scene.drop_sights(container(3, 1))
+    scene.sights += [
+        scene.sight("start", 3, 1, 20, is_warm=True),
+        scene.sight("die", 3, 1, 33.5, is_warm=True),
+    ]
+    scene.logs[3].pop(0)
+    scene.heard[container(3, 1)] = line("begin", 3, 1, 33)
 
 
 def _never_end(scene: Scene) -> None:
@@ -242,7 +294,7 @@ def _write_as_nobody(scene: Scene) -> None:
 
 
 def _mix_output_up(scene: Scene) -> None:
-    scene.logs[3][1] = scene.logs[3][1].model_copy(update={"data": b"begin 3 1\n"})
+    scene.logs[3][1] = scene.logs[3][1].model_copy(update={"data": line("begin", 3, 1, 32.1).encode()})
 
 
 def _lose_the_last_words(scene: Scene) -> None:
@@ -255,11 +307,44 @@ def _run_twice(scene: Scene) -> None:
 
 
 def _run_nothing(scene: Scene) -> None:
-    scene.sights = [one for one in scene.sights if isinstance(one, ContainerSeen) and one.task_id != 1]
+    scene.drop_sights(container(1, 1))
 
 
 def _run_what_nobody_claimed(scene: Scene) -> None:
     scene.sights.append(scene.sight("create", 3, 9, 40))
+
+
+def _be_heard_unclaimed(scene: Scene) -> None:
+    scene.sights.append(replace(scene.sight("start", 3, 9, 40), attempt=None, owner=OWNER))
+    scene.heard[container(3, 9)] = line("begin", 3, 9, 41)
+
+
+def _be_named_twice(scene: Scene) -> None:
+    """The container of the retry is named after an attempt that it was not given to."""
+    scene.sights.append(replace(scene.sight("rename", 3, 2, 32.2), attempt=(1, 1), owner=OWNER))
+
+
+def _use_a_container_again(scene: Scene) -> None:
+    """The retry says that it is in the first attempt's container."""
+    old = container(3, 1)
+    scene.logs[3][1:] = [
+        chunk.model_copy(update={"data": line(word, 3, 2, said, container_id=old).encode()})
+        for chunk, word, said in zip(scene.logs[3][1:], ("begin", "end"), (32.1, 34.1), strict=True)
+    ]
+
+
+def _run_the_job_again(scene: Scene) -> None:
+    scene.heard[container(3, 2)] = line("begin", 3, 2, 32.1) + line("begin", 3, 2, 33)
+
+
+def _be_somewhere_else(scene: Scene) -> None:
+    scene.heard[container(1, 1)] = line("begin", 3, 2, 32.1)
+
+
+def _outlive_the_owner(scene: Scene) -> None:
+    scene.ended.append(ProcessEnded(77, at(30)))
+    scene.sights.append(replace(scene.sight("start", 3, 7, 29, is_warm=True), container_id="idle"))
+    scene.sights.append(replace(scene.sight("die", 3, 7, 41, is_warm=True), container_id="idle"))
 
 
 def _go_on_after_completing(scene: Scene) -> None:
@@ -308,8 +393,9 @@ def _leave_a_container(scene: Scene) -> None:
         (_answer_for_nothing, "P1: task 4 of agent 1 answers for no fire"),
         (_skip_an_idle_agent, "P1: skip 2 says overlap, but agent 1 was not busy"),
         (_miss_on_time, "P1: skip 2 says missed, but its fire was on time"),
-        (_overlap, "P3: agent 1 runs 2 at once at 2026-01-01 00:00:30.100000+00:00: task 1 attempt 1, task 3 attempt 1"),
-        (_start_before_the_old_one_died, "P3: agent 1 runs 2 at once"),
+        (_say_the_end_late, "P3: agent 1 runs 2 at once at 2026-01-01 00:00:30.100000+00:00: task 1 attempt 1, task 3 attempt 1"),
+        (_outlive_the_lease, "P3: agent 1 runs 2 at once at 2026-01-01 00:00:32.100000+00:00: task 3 attempt 1, task 3 attempt 2"),
+        (_run_on_unnamed, "P3: agent 1 runs 2 at once at 2026-01-01 00:00:33+00:00: task 3 attempt 2, task 3 attempt 1"),
         (_never_end, "P5: task 3 is running"),
         (_stay_due, "P5: task 3 is completed, but is still due"),
         (_retry_too_often, "P5: task 3 was retried 1 times of 0"),
@@ -320,11 +406,17 @@ def _leave_a_container(scene: Scene) -> None:
         (_lose_an_update, "P6: agent 1 counted 1 in run 2"),
         (_write_after_being_replaced, "P6: attempt 1 of task 3 wrote after it was replaced"),
         (_write_as_nobody, "P6: task 3 has output of attempt 7"),
-        (_mix_output_up, "P6: attempt 2 of task 3 has the line 'begin 3 1'"),
+        (_mix_output_up, "P6: attempt 2 of task 3 has the line 'begin 3 1 "),
         (_lose_the_last_words, "P6: the winning attempt 1 of task 1 printed"),
-        (_run_twice, "P2: task 1, attempt 1 ran in 2 containers"),
-        (_run_nothing, "P2: task 1, attempt 1 is completed, and no container ran"),
-        (_run_what_nobody_claimed, "P6: create of a container for task 3, attempt 9: not known"),
+        (_run_twice, "P2: task 1 attempt 1 ran in 2 containers"),
+        (_run_nothing, "P2: task 1 attempt 1 is completed, and no container ran"),
+        (_run_what_nobody_claimed, f"P6: container {container(3, 9)} was of task 3 attempt 9: not known"),
+        (_be_heard_unclaimed, f"P6: container {container(3, 9)} was of task 3 attempt 9: not known"),
+        (_be_named_twice, f"P2: container {container(3, 2)} was used by task 1 attempt 1, task 3 attempt 2"),
+        (_use_a_container_again, f"P2: container {container(3, 1)} was used by task 3 attempt 1, task 3 attempt 2"),
+        (_run_the_job_again, f"P2: in container {container(3, 2)} 2 agents began"),
+        (_be_somewhere_else, f"P2: container {container(1, 1)} was heard to be {container(3, 2)}"),
+        (_outlive_the_owner, "P7: container idle outlived its owner by 11.0 s"),
         (_go_on_after_completing, "P6: attempt 1 of task 3 completed, and another followed"),
         (_begin_before_the_old_attempt_ended, "P6: attempts 1 and 2 of task 3 overlap"),
         (_number_with_a_gap, "P6: the attempts of task 3 have the numbers [1, 3]"),
@@ -341,24 +433,72 @@ def test_each_violation_is_found(spoil: Callable[[Scene], None], expected: str) 
     assert any(line.startswith(expected) for line in scene.found()), scene.found()
 
 
-def test_a_container_that_outlasts_the_stored_end_of_its_attempt_is_no_overlap() -> None:
+def test_a_container_that_outlasts_its_agents_last_word_is_no_overlap() -> None:
     scene = Scene()
     _leave_the_container(scene)
     assert scene.found() == []
 
 
+def test_a_container_ends_an_attempt_whose_agent_said_no_last_word() -> None:
+    scene = Scene()
+    scene.logs[3].pop(0)
+    assert scene.found() == []
+    _outlive_the_lease(scene)
+    assert [found[:2] for found in scene.found()] == ["P3"]
+
+
+def test_a_run_that_has_a_name_but_no_words_began_when_it_was_named() -> None:
+    scene = Scene()
+    scene.change_task(3, status=TaskStatus.FAILED, reason=Reason.LOST)
+    first, second = scene.tasks[2].attempts
+    scene.change_task(3, attempts=(first, second.model_copy(update={"reason": Reason.LOST})))
+    scene.artifacts.pop()
+    del scene.logs[3]
+    # It waited while the attempt before it ran.
+    scene.sights.append(replace(scene.sight("rename", 3, 2, 32.2), owner=OWNER))
+    assert scene.found() == []
+    scene.sights[-1] = replace(scene.sight("rename", 3, 2, 32), owner=OWNER)
+    assert [found[:2] for found in scene.found()] == ["P3"]
+
+
+def test_a_container_that_never_got_a_task_is_none_of_an_attempt() -> None:
+    scene = Scene()
+    for action, seconds in (("create", 1), ("start", 1), ("die", 40), ("destroy", 40)):
+        scene.sights.append(scene.sight(action, 9, 9, seconds, is_warm=True))
+    assert scene.found() == []
+    assert origins(stories(scene.facts())) == {"cold": 2, "warm": 1, "never used": 1}
+    scene.sights.append(scene.sight("update", 3, 2, 32, is_warm=True))
+    assert origins(stories(scene.facts())) == {"cold": 2, "adapted": 1, "never used": 1}
+
+
+def test_an_engine_that_is_away_can_end_no_container() -> None:
+    scene = Scene()
+    _outlive_the_owner(scene)
+    scene.engine_away = [(at(29), at(31.5))]
+    assert scene.found() == []
+    scene.engine_away = [(at(29), at(30.5))]
+    assert [found[:2] for found in scene.found()] == ["P7"]
+
+
+def test_the_owner_of_a_container_is_not_who_had_its_number_before() -> None:
+    scene = Scene()
+    _outlive_the_owner(scene)
+    scene.ended = [ProcessEnded(77, at(20)), ProcessEnded(77, at(35))]
+    assert scene.found() == []
+
+
 def test_what_an_engine_that_died_ran_has_ended_with_it() -> None:
     scene = Scene()
-    _overlap(scene)
-    scene.sights.insert(2, EngineSeen(frozenset(), at(25)))
+    _outlive_the_lease(scene)
+    scene.sights.append(EngineSeen(frozenset(), at(32)))
     assert scene.found() == []
-    scene.sights[2] = EngineSeen(frozenset({"c1.1"}), at(25))
-    assert [line[:2] for line in scene.found()] == ["P3", "P3"]
+    scene.sights[-1] = EngineSeen(frozenset({container(3, 1)}), at(32))
+    assert [found[:2] for found in scene.found()] == ["P3"]
 
 
 def test_agents_that_may_overlap_may_do_so_up_to_their_bound() -> None:
     scene = Scene(rule=EVERY_10 | {"overlap": "allow", "max_overlap": 2})
-    _overlap(scene)
+    _say_the_end_late(scene)
     assert scene.found() == []
 
 
