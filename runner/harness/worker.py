@@ -77,8 +77,11 @@ class Worker:
             asyncio.create_task(self._claim_and_run()),
             asyncio.create_task(self._every(CANCEL_POLL_SECONDS, self._pass_cancellations_on, "cancelling")),
             asyncio.create_task(self._every(lease_seconds / SWEEPS_PER_LEASE, self._sweep, "sweeping")),
-            asyncio.create_task(self._every(warming.LOOK_SECONDS, self._warming.look, "warming")),
         ]
+        if self._parts.settings.warm_containers:
+            self._loops.append(
+                asyncio.create_task(self._every(warming.LOOK_SECONDS, self._warming.look, "warming"))
+            )
 
     def wake(self) -> None:
         """Look for due tasks at once."""

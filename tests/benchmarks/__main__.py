@@ -17,6 +17,7 @@ from tests.benchmarks import (
     burst,
     history,
     latency,
+    lists,
     logs,
     memory,
     report,
@@ -69,6 +70,11 @@ if __name__ == "__main__":
     parser.add_argument("--scheduling", action="store_true", help="compare schedulers instead; takes minutes")
     parser.add_argument("--store", action="store_true", help="measure the embedded store instead")
     parser.add_argument(
+        "--lists",
+        action="store_true",
+        help="ask a server for lists under 100,000 tasks instead; takes minutes",
+    )
+    parser.add_argument(
         "--logs", action="store_true", help="follow a million lines instead, beside docker logs -f"
     )
     parser.add_argument(
@@ -79,6 +85,8 @@ if __name__ == "__main__":
         scheduling.compare()
     elif arguments.store:
         asyncio.run(store.main())
+    elif arguments.lists:
+        lists.compare(arguments.json)
     elif arguments.logs:
         logs.compare(arguments.lines, arguments.json)
     else:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.figures import Found, Goal, Row, milliseconds
 from tests.benchmarks.service import Service, started
-from tests.benchmarks.warm import HAS_POOL, NO_POOL, Pool, WatchedSandbox
+from tests.benchmarks.warm import Pool, WatchedSandbox
 
 from harness.wiring import Runtime
 
@@ -100,10 +100,9 @@ async def _measure(bench: Bench, count: int) -> list[Row]:
                 _ours(bench, count, is_warm=False)
             )
         }
-        if HAS_POOL:
-            contenders[f"warm, pool of {count}"] = await stack.enter_async_context(
-                _ours(bench, count, is_warm=True)
-            )
+        contenders[f"warm, pool of {count}"] = await stack.enter_async_context(
+            _ours(bench, count, is_warm=True)
+        )
         theirs: list[float] = []
         ours: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for _ in range(bench.sizes.burst_rounds):
@@ -130,6 +129,4 @@ async def measure(bench: Bench) -> Found:
     wanted = f"{GOAL_TASKS} x warm, pool of {GOAL_TASKS}: all"
     all_warm = next((row.p50 / 1000 for row in found.rows if row.name == wanted), None)
     found.goals.append(Goal(f"{GOAL_TASKS} tasks of 10 ms, all final", all_warm, GOAL_SECONDS, " s"))
-    if not HAS_POOL:
-        found.notes.append(NO_POOL)
     return found

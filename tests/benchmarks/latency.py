@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.figures import Found, Goal, milliseconds
 from tests.benchmarks.service import Service, started
-from tests.benchmarks.warm import HAS_POOL, NO_POOL, Pool, WatchedSandbox
+from tests.benchmarks.warm import Pool, WatchedSandbox
 
 from harness.models import Agent
 from harness.wiring import Runtime
@@ -58,8 +58,7 @@ async def measure(bench: Bench) -> Found:
     """Measure all contenders, each once per turn."""
     async with AsyncExitStack() as stack:
         contenders = {"cold": await stack.enter_async_context(_ours(bench, warm=0))}
-        if HAS_POOL:
-            contenders["warm"] = await stack.enter_async_context(_ours(bench, warm=1))
+        contenders["warm"] = await stack.enter_async_context(_ours(bench, warm=1))
         plain: list[float] = []
         ours: dict[str, list[float]] = {origin: [] for origin in contenders}
         for _ in range(bench.sizes.runs):
@@ -71,6 +70,4 @@ async def measure(bench: Bench) -> Found:
     found.rows = [base, *(milliseconds(name, seconds, beside=base) for name, seconds in ours.items())]
     warm = next((row.ratio for row in found.rows if row.name == "warm"), None)
     found.goals = [Goal("enqueued → final, warm, p50 to all of docker run --rm", warm, WARM_GOAL)]
-    if not HAS_POOL:
-        found.notes.append(NO_POOL)
     return found

@@ -10,10 +10,11 @@ from functools import partial
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.contenders import PROGRAM
 from tests.benchmarks.figures import Found, Goal, milliseconds
-from tests.benchmarks.warm import HAS_POOL, NO_POOL, Pool, WatchedSandbox
+from tests.benchmarks.warm import Pool, WatchedSandbox
 
 from harness.executor import AgentExecutor
 from harness.models import Agent, AgentDraft
+from harness.ports import SandboxShape
 from harness.wiring import Runtime
 
 #: Each ours to all of ``docker run --rm``, as a user types it.
@@ -54,11 +55,11 @@ class _Ours:
         return first
 
     @property
-    def shape(self) -> object:
+    def shape(self) -> SandboxShape:
         """The shape of the last run."""
         return self._sandbox.shape
 
-    async def fill(self, shape: object) -> None:
+    async def fill(self, shape: SandboxShape) -> None:
         """Have a warm container of a shape."""
         await self._pool.fill({shape: 1})
 
@@ -73,22 +74,21 @@ async def measure(bench: Bench) -> Found:
             "SDK: create, attach, start": docker.run_by_sdk,
             "cold": lambda: cold.run(cold_agent),
         }
-        if HAS_POOL:
-            warm = _Ours(await stack.enter_async_context(bench.runtime(warm=1)))
-            warm_agent = await warm.create("warm")
-            adapted_agent = await warm.create("adapted", max_memory_mb=_OTHER_MEMORY_MB)
-            await warm.run(warm_agent)
-            fill = partial(warm.fill, warm.shape)
+        warm = _Ours(await stack.enter_async_context(bench.runtime(warm=1)))
+        warm_agent = await warm.create("warm")
+        adapted_agent = await warm.create("adapted", max_memory_mb=_OTHER_MEMORY_MB)
+        await warm.run(warm_agent)
+        fill = partial(warm.fill, warm.shape)
 
-            async def run_filled(agent: Agent, origin: str) -> float:
-                await fill()
-                seconds = await warm.run(agent, origin)
-                # Before anybody else's turn: a refill would be at their cost.
-                await fill()
-                return seconds
+        async def run_filled(agent: Agent, origin: str) -> float:
+            await fill()
+            seconds = await warm.run(agent, origin)
+            # Before anybody else's turn: a refill would be at their cost.
+            await fill()
+            return seconds
 
-            contenders["adapted"] = lambda: run_filled(adapted_agent, "adapted")
-            contenders["warm"] = lambda: run_filled(warm_agent, "warm")
+        contenders["adapted"] = lambda: run_filled(adapted_agent, "adapted")
+        contenders["warm"] = lambda: run_filled(warm_agent, "warm")
 
         plain: list[tuple[float, float]] = []
         locked: list[tuple[float, float]] = []
@@ -132,6 +132,4 @@ def _found(
     found.notes = [
         "ours is timed from before its claim is stored to the first byte in this process, in one call of execute_agent"
     ]
-    if not HAS_POOL:
-        found.notes.append(NO_POOL)
     return found

@@ -19,7 +19,7 @@ from tests.benchmarks.bench import Bench
 from tests.benchmarks.contenders import PROGRAM
 from tests.benchmarks.figures import Found, Goal, Row, row
 from tests.benchmarks.service import Service, count_calls, started
-from tests.benchmarks.warm import HAS_POOL, NO_POOL, Pool, WatchedSandbox
+from tests.benchmarks.warm import Pool, WatchedSandbox
 
 from harness.models import Agent
 
@@ -153,8 +153,7 @@ async def measure(bench: Bench) -> Found:
     sizes, docker = bench.sizes, bench.docker
     async with AsyncExitStack() as stack:
         ours = {"cold": await stack.enter_async_context(_ours(bench, is_warm=False))}
-        if HAS_POOL:
-            ours["warm"] = await stack.enter_async_context(_ours(bench, is_warm=True))
+        ours["warm"] = await stack.enter_async_context(_ours(bench, is_warm=True))
         contenders = {
             "docker run --rm": _Contender(partial(docker.run_many, is_locked=False)),
             BASE: _Contender(partial(docker.run_many, is_locked=True)),
@@ -190,8 +189,6 @@ def _found(contenders: dict[str, _Contender], costs: dict[str, _Costs], turns: i
             f"{name}, store calls: {_per_run(cost.store, cost.runs)}",
             f"{name}, containers: {_per_run(cost.origins, cost.runs)}",
         ]
-    if not HAS_POOL:
-        found.notes.append(NO_POOL)
     return found
 
 

@@ -8,13 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from harness.ports import BeforeStart, Sandbox, SandboxSession, SandboxSpec, Store
+from harness.ports import BeforeStart, SandboxOrigin, SandboxSession, SandboxShape, SandboxSpec, Store
 from harness.sandbox.docker import DockerSandbox
-from harness.settings import Settings
-
-#: Whether this version of the product has a warm pool at all.
-HAS_POOL = "warm_containers" in Settings.model_fields and hasattr(DockerSandbox, "keep_warm")
-NO_POOL = "no warm pool in this version; what needs one is left out"
 
 #: Bound on filling the pool. A hundred containers on two cores take ten seconds.
 FILL_SECONDS = 120
@@ -28,21 +23,27 @@ class WatchedSandbox:
     def __init__(self, sandbox: DockerSandbox) -> None:
         self._sandbox = sandbox
         #: Of the last run.
-        self.shape: object = None
-        self.origin = "cold"
+        self._shape: SandboxShape | None = None
+        self.origin: SandboxOrigin = "cold"
         #: Of all runs.
         self.origins: Counter[str] = Counter()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sandbox, name)
 
+    @property
+    def shape(self) -> SandboxShape:
+        """Of the last run, whose container that was."""
+        assert self._shape is not None
+        return self._shape
+
     @asynccontextmanager
     async def open(
         self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
     ) -> AsyncIterator[SandboxSession]:
-        self.shape = getattr(spec, "shape", None)
+        self._shape = spec.shape
         async with self._sandbox.open(spec, before_start=before_start) as session:
-            self.origin = getattr(session, "origin", "cold")
+            self.origin = session.origin
             self.origins[self.origin] += 1
             yield session
 
@@ -50,13 +51,12 @@ class WatchedSandbox:
 class Pool:
     """The warm containers of one owner."""
 
-    def __init__(self, sandbox: Sandbox, store: Store, owner: str) -> None:
-        # Any: the pool is younger than the benchmarks, and versions without one are measured too.
-        self._sandbox: Any = sandbox
+    def __init__(self, sandbox: DockerSandbox, store: Store, owner: str) -> None:
+        self._sandbox = sandbox
         self._store = store
         self._owner = owner
 
-    async def fill(self, wanted: Mapping[Any, int]) -> None:
+    async def fill(self, wanted: Mapping[SandboxShape, int]) -> None:
         """Have so many containers of each shape, and wait until they are there and their interpreters at rest."""
         had_to_wait = False
         try:

@@ -39,8 +39,9 @@ STATS_AT_ONCE = 10
 STATS_TIMEOUT_SECONDS = 5
 #: Read-ahead of a stream, in bytes; a container that writes faster waits.
 STREAM_BUFFER_BYTES = 1 << 20
-#: Taken from a stream at once, in bytes: a few milliseconds of work where lines are short.
-READ_BYTES = 128 * 1024
+#: Taken from a stream at once, in bytes: some milliseconds of work even where each line is one byte, since a frame costs
+#: as much as a hundred bytes.
+READ_BYTES = 64 * 1024
 
 
 class Engine:
