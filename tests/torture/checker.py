@@ -271,7 +271,17 @@ def _check_words(containers: Mapping[str, Story]) -> Iterator[Violation]:
 
 
 def _check_overlap(facts: Facts, seen: Sequence[Run]) -> Iterator[Violation]:
-    """P3: no agent runs more often at once than its policy allows; see `tests.torture.evidence.Run`."""
+    """P3: no agent runs more often at once than its policy allows; see `tests.torture.evidence.Run`.
+
+    An attempt that was stopped before its agent's first word is none: its container stays for a moment with nothing in it.
+    But what became of one that was given up as lost its container alone tells.
+    """
+    judged = {
+        (task.id, attempt.number)
+        for task in facts.tasks
+        for attempt in task.attempts
+        if attempt.reason not in (None, Reason.LOST)
+    }
     agent_of = {task.id: task.agent_id for task in facts.tasks}
     allowed = {agent.agent_id: agent.max_active for agent in facts.agents}
     running: defaultdict[int, list[Run]] = defaultdict(list)
@@ -279,6 +289,8 @@ def _check_overlap(facts: Facts, seen: Sequence[Run]) -> Iterator[Violation]:
         agent_id = agent_of.get(run.attempt[0])
         if agent_id is None:
             continue  # Reported as unknown elsewhere.
+        if run.is_silent and run.attempt in judged:
+            continue
         held = running[agent_id]
         held[:] = [one for one in held if one.ended_at is None or one.ended_at > run.began_at]
         held.append(run)

@@ -62,6 +62,8 @@ class Run:
     began_at: datetime
     #: None: it was not seen to end.
     ended_at: datetime | None
+    #: No word came through, neither by the product nor past it.
+    is_silent: bool
 
 
 def read_word(line: str) -> Word | None:
@@ -146,7 +148,8 @@ def runs(containers: dict[str, Story]) -> Iterator[Run]:
             }
             given_at = story.started_at if story.owner is None else story.given_at
             began_at = min(words["begin"] or words["end"] or [given_at or story.known_at])
-            yield Run(attempt, story.container_id, began_at, max(words["end"], default=story.ended_at))
+            ended_at = max(words["end"], default=story.ended_at)
+            yield Run(attempt, story.container_id, began_at, ended_at, is_silent=not any(words.values()))
 
 
 def origins(containers: dict[str, Story]) -> Counter[str]:

@@ -447,6 +447,17 @@ def test_a_container_ends_an_attempt_whose_agent_said_no_last_word() -> None:
     assert [found[:2] for found in scene.found()] == ["P3"]
 
 
+def test_an_attempt_that_was_stopped_before_its_agents_first_word_did_not_run() -> None:
+    scene = Scene()
+    scene.logs[3] = scene.logs[3][1:]
+    first, second = scene.tasks[2].attempts
+    _outlive_the_lease(scene)
+    scene.change_task(3, attempts=(first.model_copy(update={"reason": Reason.SANDBOX_ERROR}), second))
+    assert scene.found() == []
+    scene.change_task(3, attempts=(first, second))
+    assert [found[:2] for found in scene.found()] == ["P3"]
+
+
 def test_a_run_that_has_a_name_but_no_words_began_when_it_was_named() -> None:
     scene = Scene()
     scene.change_task(3, status=TaskStatus.FAILED, reason=Reason.LOST)
