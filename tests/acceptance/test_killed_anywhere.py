@@ -6,7 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from harness.store.sqlite import SqliteStore
 
 RUNNER = Path(__file__).with_name("killed_runner.py")
 
-#: Each step's runner, with the folder of its store.
-Runners = dict[str, tuple[Path, subprocess.Popen[bytes]]]
+#: Runners at a time.
+AT_ONCE = 5
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,34 @@ STEPS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runners(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Runners]:
-    """A runner for each step. All start at once, since most of what they do is waiting."""
-    started: Runners = {}
-    try:
-        for step in STEPS:
-            folder = tmp_path_factory.mktemp("killed")
-            command = [sys.executable, str(RUNNER), str(folder), step.name]
-            started[step.name] = (folder, subprocess.Popen(command, stderr=subprocess.PIPE))
-        yield started
-    finally:
-        for _, runner in started.values():
+class Runners:
+    """A runner for each step. A few of those that come next run at once, since most of what they do is waiting."""
+
+    def __init__(self, make_folder: Callable[[], Path]) -> None:
+        self._make_folder = make_folder
+        self._started: dict[str, tuple[Path, subprocess.Popen[bytes]]] = {}
+
+    def get(self, step: Step) -> tuple[Path, subprocess.Popen[bytes]]:
+        """Return a step's runner, and the folder of its store."""
+        begin = STEPS.index(step)
+        for one in STEPS[begin : begin + AT_ONCE]:
+            if one.name not in self._started:
+                folder = self._make_folder()
+                command = [sys.executable, str(RUNNER), str(folder), one.name]
+                self._started[one.name] = folder, subprocess.Popen(command, stderr=subprocess.PIPE)
+        return self._started[step.name]
+
+    def end(self) -> None:
+        for _, runner in self._started.values():
             runner.kill()
             runner.communicate()
+
+
+@pytest.fixture(scope="module")
+def runners(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Runners]:
+    runners = Runners(lambda: tmp_path_factory.mktemp("killed"))
+    yield runners
+    runners.end()
 
 
 @asynccontextmanager
@@ -100,7 +114,7 @@ async def open_store(folder: Path) -> AsyncIterator[SqliteStore]:
 async def test_a_runner_killed_at_any_step_leaves_what_heals(
     runners: Runners, sandbox: DockerSandbox, step: Step
 ) -> None:
-    folder, runner = runners[step.name]
+    folder, runner = runners.get(step)
     _, errors = await asyncio.to_thread(runner.communicate, timeout=60)
     assert runner.returncode == -signal.SIGKILL, errors.decode()
 
