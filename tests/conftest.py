@@ -16,6 +16,8 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("here")
 
 
+# First: pytest-xdist writes the group into each test's id right after it.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have test processes side by side (``-n``) take a file at a time, and one of them all acceptance tests.
 
