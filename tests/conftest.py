@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from time import monotonic, sleep
 
 import hypothesis
@@ -14,23 +13,6 @@ import pytest
 # How long one example takes says how busy the machine is; a hang ends by the timeout of its test.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("here")
-
-
-# First: pytest-xdist writes the group into each test's id right after it.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have test processes side by side (``-n``) take a file at a time, and one of them all acceptance tests.
-
-    Those start processes and containers by the dozen and hold them to times; two at once would overload two cores.
-    They begin first, as they take longest.
-    """
-    here = Path(__file__).parent
-    items.sort(key=lambda item: (here / "acceptance") not in item.path.parents)
-    for item in items:
-        part = item.path.relative_to(here)
-        item.add_marker(
-            pytest.mark.xdist_group(part.parts[0] if part.parts[0] == "acceptance" else str(part))
-        )
 
 
 def _left() -> list[str]:
