@@ -94,9 +94,11 @@ class Bench:
             warm: Containers that may wait in its pool.
             keeps_all: Nothing of an agent's history is deleted.
         """
-        changes: dict[str, object] = {"data_dir": folder or self.new_folder()}
-        if "warm_containers" in Settings.model_fields:
-            changes |= {"warm_containers": warm, "warm_memory_mb": max(warm, 1) * MEMORY_MB}
+        changes: dict[str, object] = {
+            "data_dir": folder or self.new_folder(),
+            "warm_containers": warm,
+            "warm_memory_mb": max(warm, 1) * MEMORY_MB,
+        }
         if keeps_all:
             changes |= {"retention_task_days": 0, "retention_max_tasks": 0}
         async with open_runtime(self._settings.model_copy(update=changes)) as runtime:
