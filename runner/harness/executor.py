@@ -146,10 +146,12 @@ class AgentExecutor:
 
     def shape_of(self, agent: Agent) -> SandboxShape | None:
         """Return what the containers of an agent's runs are like; None where each has to be made for its run."""
-        if self._parts is None or agent.options.command is not None:
+        # Parsed once: each access does it anew.
+        options = agent.options
+        if self._parts is None or options.command is not None:
             return None
-        limits = self._limits(agent.options, self._parts.settings)
-        return sandbox_shape(limits, image=agent.options.image, network=agent.options.network)
+        limits = self._limits(options, self._parts.settings)
+        return sandbox_shape(limits, image=options.image, network=options.network)
 
     async def _create_claimed(self, parts: RunParts, new: NewTask) -> Task:
         claim = Claim(owner=self.owner, lease_seconds=parts.settings.lease_seconds)

@@ -49,13 +49,17 @@ class Worker:
         self._executor = executor
         self._parts = parts
         self._max_concurrent = max_concurrent
-        self._warming = Warming(
-            parts.store,
-            parts.sandbox,
-            executor.shape_of,
-            owner=executor.owner,
-            max_containers=min(max_concurrent, parts.settings.warm_containers),
-        )
+        warm_containers = min(max_concurrent, parts.settings.warm_containers)
+        #: None: no container is kept warm, and nothing is done for it.
+        self._warming: Warming | None = None
+        if warm_containers > 0:
+            self._warming = Warming(
+                parts.store,
+                parts.sandbox,
+                executor.shape_of,
+                owner=executor.owner,
+                max_containers=warm_containers,
+            )
         self._closing = False
         self._engine_answers = False
         self._pause = Pause(parts.store, parts.clock)
@@ -78,7 +82,7 @@ class Worker:
             asyncio.create_task(self._every(CANCEL_POLL_SECONDS, self._pass_cancellations_on, "cancelling")),
             asyncio.create_task(self._every(lease_seconds / SWEEPS_PER_LEASE, self._sweep, "sweeping")),
         ]
-        if self._parts.settings.warm_containers:
+        if self._warming is not None:
             self._loops.append(
                 asyncio.create_task(self._every(warming.LOOK_SECONDS, self._warming.look, "warming"))
             )
@@ -194,7 +198,8 @@ class Worker:
             me = asyncio.current_task()
             assert me is not None
             self._runs[me] = run
-            self._warming.began(loaded.agent)
+            if self._warming is not None:
+                self._warming.began(loaded.agent)
             if self._closing:
                 await run.hand_back(_SHUT_DOWN)
             else:

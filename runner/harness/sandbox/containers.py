@@ -98,10 +98,6 @@ class Containers:
             raise
         return Started(container_id, reader, writer)
 
-    async def adapt(self, container_id: str, shape: SandboxShape) -> None:
-        """Give a container the limits of memory, processor and processes of `shape`, by one call."""
-        await self._engine.update_container(container_id, shape)
-
     async def rename(self, container_id: str, name: str) -> None:
         """Rename a container; try again while the engine does not answer, for as long as the container is there."""
         while True:

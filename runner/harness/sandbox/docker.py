@@ -147,7 +147,7 @@ class DockerSandbox:
             try:
                 is_of_use = spare.image_id == await self._image_id(spare.image)
                 if is_of_use and origin == "adapted":
-                    await self._containers.adapt(spare.started.container_id, spec.shape)
+                    await self.engine.update_container(spare.started.container_id, spec.shape)
             except SandboxError as error:
                 is_of_use = False
                 logger.warning("a warm container is of no use: %s", error, extra={"action": "spare_refused"})

@@ -48,6 +48,10 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 1.0, 60.0
 MIN_AVAILABLE = 0.1
 
 
+#: Whose: store id and owner.
+_Owner = tuple[str, str]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Spare:
     """A container that waits for a job."""
@@ -60,6 +64,11 @@ class Spare:
     image_id: str | None
     #: By `Clock.monotonic`.
     made_at: float
+
+    @property
+    def whose(self) -> _Owner:
+        """Who may use it."""
+        return self.labels.store_id, self.labels.owner
 
 
 class SpareMaker(Protocol):
@@ -82,10 +91,6 @@ class _Order:
     #: The store's time and ours, when it was given.
     store_now: datetime
     given_at: float
-
-
-#: Whose: store id and owner.
-_Owner = tuple[str, str]
 
 
 def available_share() -> float:
@@ -145,9 +150,7 @@ class WarmPool:
         has to change.
         """
         spares = [
-            spare
-            for spare in self._spares
-            if (spare.labels.store_id, spare.labels.owner) == (store_id, owner) and spare.started.seems_alive
+            spare for spare in self._spares if spare.whose == (store_id, owner) and spare.started.seems_alive
         ]
         origin: SandboxOrigin = "warm"
         found = next((spare for spare in spares if spare.shape == shape), None)
@@ -178,16 +181,12 @@ class WarmPool:
 
     def _surplus(self, spare: Spare) -> int:
         """Return how many there are of a spare's kind beyond what is wanted of it."""
-        owner = (spare.labels.store_id, spare.labels.owner)
-        order = self._orders.get(owner)
+        order = self._orders.get(spare.whose)
         wanted = order.wanted.get(spare.shape, 0) if order else 0
-        return self._have(owner, spare.shape) - wanted
+        return self._have(spare.whose, spare.shape) - wanted
 
     def _have(self, owner: _Owner, shape: SandboxShape) -> int:
-        there = sum(
-            spare.shape == shape and (spare.labels.store_id, spare.labels.owner) == owner
-            for spare in self._spares
-        )
+        there = sum(spare.shape == shape and spare.whose == owner for spare in self._spares)
         return there + self._making[owner, shape]
 
     def _missing(self) -> tuple[_Owner, SandboxShape] | None:
@@ -259,8 +258,7 @@ class WarmPool:
             }
             is_short = self._available() < MIN_AVAILABLE
             for spare in tuple(self._spares):
-                owner = (spare.labels.store_id, spare.labels.owner)
-                is_old = now - spare.made_at >= MAX_AGE_SECONDS or owner not in self._orders
+                is_old = now - spare.made_at >= MAX_AGE_SECONDS or spare.whose not in self._orders
                 if is_short or is_old or not spare.started.seems_alive:
                     await self._dispatch.quiet()
                     await self._discard(spare)
