@@ -1,7 +1,9 @@
-"""What holds for every test: nothing that it started outlives the whole run."""
+"""What holds for every test: nothing that it started outlives the whole run, and the run ends."""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from time import monotonic, sleep
@@ -41,3 +43,24 @@ def nothing_is_left() -> Iterator[None]:
     while (left := _left()) and monotonic() < deadline:
         sleep(0.1)
     assert left == []
+
+
+def _kept_threads() -> list[str]:
+    return [
+        thread.name for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the threads that keep the process from ending: those of a store that a failed test left open."""
+    if kept := _kept_threads():
+        terminalreporter.section("threads left running")
+        terminalreporter.write_line(", ".join(kept))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End also while such threads run, as the interpreter would wait for them without end."""
+    if _kept_threads():
+        sys.stdout.flush()
+        os._exit(1)
