@@ -1,4 +1,4 @@
-"""What holds for every test: nothing that it started outlives the whole run, and the run ends."""
+"""What holds for every test: nothing that it started outlives the whole run, the run ends, and who runs beside whom."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from time import monotonic, sleep
 import hypothesis
 import psutil
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # How long one example takes says how busy the machine is; a hang ends by the timeout of its test.
 hypothesis.settings.register_profile("here", deadline=None)
@@ -64,3 +65,17 @@ def pytest_unconfigure() -> None:
     if _kept_threads():
         sys.stdout.flush()
         os._exit(1)
+
+
+class _AcceptanceInOneLane(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """One file's tests run one after the other, and so do all acceptance tests, each of which is a load of its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "tests/acceptance" if file.startswith("tests/acceptance/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> _AcceptanceInOneLane:
+    """Share the tests out over the processes of `-n`, in the order of their collection: acceptance tests take longest."""
+    config.option.loadscopereorder = False
+    return _AcceptanceInOneLane(config)

@@ -21,14 +21,31 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 #: Agents listed at a time.
 PAGE = 1000
-#: After a step that deleted something, how many times as long as it took the store is left to others; and bounds on that,
-#: in seconds.
+#: After a step that deleted something, and after looking for so many seconds, the store is left to others: for so many
+#: times as long as the work took, with bounds in seconds.
+LOOK_SECONDS = 0.01
 REST_FACTOR, MIN_REST_SECONDS, MAX_REST_SECONDS = 4.0, 0.02, 0.2
 #: Between two rounds over all agents, in seconds; each time by up to a tenth longer, so that processes that were started
 #: together come apart.
 ROUND_SECONDS = 3600.0
 #: After a round that the store's absence ended, in seconds.
 RETRY_SECONDS = 60.0
+
+
+class _Pace:
+    """Leaves the store to others most of the time: ten thousand agents that have nothing to delete take seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began = clock.monotonic()
+
+    async def rest(self, *, has_written: bool) -> None:
+        worked_seconds = self._clock.monotonic() - self._began
+        if has_written or worked_seconds >= LOOK_SECONDS:
+            await self._clock.sleep(
+                min(max(REST_FACTOR * worked_seconds, MIN_REST_SECONDS), MAX_REST_SECONDS)
+            )
+            self._began = self._clock.monotonic()
 
 
 class Purger:
@@ -70,11 +87,12 @@ class Purger:
         total = Purged()
         began = self._clock.monotonic()
         last = 0
+        pace = _Pace(self._clock)
         try:
             while agent_ids := await self._store.agent_ids(after_id=last, limit=PAGE):
                 for agent_id in agent_ids:
                     try:
-                        async for purged in self._steps(agent_id):
+                        async for purged in self._steps(agent_id, pace):
                             total += purged
                     except AgentNotFoundError:
                         continue
@@ -98,7 +116,7 @@ class Purger:
             InvalidInputError: Its config is not valid any more.
         """
         total = Purged()
-        async for purged in self._steps(agent_id):
+        async for purged in self._steps(agent_id, _Pace(self._clock)):
             total += purged
         return total
 
@@ -106,18 +124,15 @@ class Purger:
         """Count what `purge` would delete; raises like it."""
         return await self._store.purgeable(agent_id, await self._expiry(agent_id))
 
-    async def _steps(self, agent_id: int) -> AsyncIterator[Purged]:
+    async def _steps(self, agent_id: int, pace: _Pace) -> AsyncIterator[Purged]:
         expiry = await self._expiry(agent_id)
         more = True
         while more:
-            began = self._clock.monotonic()
             purged = await self._store.purge(agent_id, expiry, limit=BATCH)
             yield purged
             more = purged.more
             # A step that only deleted a part of one task's logs counts nothing, and has more.
-            if more or not purged.is_empty:
-                rest_seconds = REST_FACTOR * (self._clock.monotonic() - began)
-                await self._clock.sleep(min(max(rest_seconds, MIN_REST_SECONDS), MAX_REST_SECONDS))
+            await pace.rest(has_written=more or not purged.is_empty)
 
     async def _expiry(self, agent_id: int) -> Expiry:
         # Without its code, which may be large.

@@ -149,6 +149,31 @@ async def test_steps_are_small_and_the_store_rests_between(
     assert await work == Purged(tasks=5)
 
 
+async def test_the_store_rests_also_while_agents_have_nothing_to_delete(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_seconds = 0.6 * purging.LOOK_SECONDS
+    events: list[object] = []
+    purge = shelf.store.purge
+
+    async def look(agent_id: int, expiry: Expiry, *, limit: int) -> Purged:
+        await shelf.clock.advance(look_seconds)
+        events.append(agent_id)
+        return await purge(agent_id, expiry, limit=limit)
+
+    async def sleep(seconds: float) -> None:
+        events.append(pytest.approx(seconds))
+
+    monkeypatch.setattr(shelf.store, "purge", look)
+    monkeypatch.setattr(shelf.clock, "sleep", sleep)
+    for number in range(5):
+        await shelf.agent(f"agent {number}")
+
+    assert await shelf.purger.purge_all() == Purged()
+    rest_seconds = purging.REST_FACTOR * 2 * look_seconds
+    assert events == [1, 2, rest_seconds, 3, 4, rest_seconds, 5]
+
+
 async def test_an_agent_that_cannot_be_read_does_not_keep_the_others(
     shelf: Shelf, caplog: pytest.LogCaptureFixture
 ) -> None:
