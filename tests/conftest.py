@@ -75,7 +75,7 @@ class _AcceptanceInOneLane(LoadScopeScheduling):  # type: ignore[misc]  # it has
         return "tests/acceptance" if file.startswith("tests/acceptance/") else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> _AcceptanceInOneLane:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _AcceptanceInOneLane:
     """Share the tests out over the processes of `-n`, in the order of their collection: acceptance tests take longest."""
     config.option.loadscopereorder = False
-    return _AcceptanceInOneLane(config)
+    return _AcceptanceInOneLane(config, log)

@@ -69,10 +69,15 @@ class AgentExecutor:
         self._clock = clock or SystemClock()
         self._settings = settings
         self._compressor = compressor
-        #: Names this executor in leases.
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        #: Names this executor in leases, and in the labels of what waits for its tasks.
+        self.owner = ""
+        self.change_owner()
         self._parts: RunParts | None = None
         self._swept = False
+
+    def change_owner(self) -> None:
+        """Take a name for leases that nobody had before; leases that are held keep theirs."""
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
     async def execute_agent(
         self,

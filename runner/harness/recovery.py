@@ -5,7 +5,8 @@ compare-and-set. A container is removed *before* its task is given up, so that n
 
 A container that was waiting for a task gets its attempt's name a moment after its job, so the attempt of a runner that
 was frozen in that moment may run in one that still seems to wait. Hence, where a lease has run out, those of its owner
-that have no name after `WARM_NAMING_SECONDS` go as well. Should the owner be alive after all, it makes new ones.
+that have no name after `WARM_NAMING_SECONDS` go as well. Should the owner be alive after all, it makes new ones, under
+another name, so that this does not meet them.
 """
 
 from __future__ import annotations

@@ -150,6 +150,11 @@ class TaskRun:
         self.engine_was_away = False
         self._can_hand_back = can_hand_back
 
+    @property
+    def has_lease(self) -> bool:
+        """Whether the task is certainly still ours."""
+        return self._lease.is_live
+
     async def run(self, on_task: OnTask | None = None) -> ExecutionResult:
         """Run it. That the agent, the engine or the lease fails is a result, not an exception.
 

@@ -27,14 +27,12 @@ ShapeOf = Callable[[Agent], SandboxShape | None]
 class Warming:
     """What one worker wants to be warm."""
 
-    def __init__(
-        self, store: Store, sandbox: Sandbox, shape_of: ShapeOf, *, owner: str, max_containers: int
-    ) -> None:
-        """Ask `sandbox` for at most `max_containers`, to be used by `owner`."""
+    def __init__(self, store: Store, sandbox: Sandbox, shape_of: ShapeOf, *, max_containers: int) -> None:
+        """Ask `sandbox` for at most `max_containers`."""
         self._store = store
         self._sandbox = sandbox
         self._shape_of = shape_of
-        self._owner = owner
+        self._owner: str | None = None
         self._max_containers = max_containers
         self._began: Counter[SandboxShape] = Counter()
         self._recent: dict[SandboxShape, float] = {}
@@ -45,15 +43,21 @@ class Warming:
         if shape is not None:
             self._began[shape] += 1
 
-    async def look(self) -> None:
+    async def look(self, owner: str) -> None:
         """Tell the sandbox what is wanted now; call it every `LOOK_SECONDS`.
+
+        Args:
+            owner: Who is to use them. For another one that was named before, nothing more is wanted.
 
         Raises:
             StoreUnavailableError: The store does not answer.
         """
         now = await self._store.now()
         wanted = merge(await self._upcoming(now), self._remembered(), limit=self._max_containers)
-        await self._sandbox.keep_warm(self._store.store_id, self._owner, wanted, now=now)
+        if self._owner is not None and self._owner != owner:
+            await self._sandbox.keep_warm(self._store.store_id, self._owner, {}, now=now)
+        self._owner = owner
+        await self._sandbox.keep_warm(self._store.store_id, owner, wanted, now=now)
 
     async def _upcoming(self, now: datetime) -> Counter[SandboxShape]:
         """Return the shapes of the next fires, the earliest first."""

@@ -57,7 +57,6 @@ class Worker:
                 parts.store,
                 parts.sandbox,
                 executor.shape_of,
-                owner=executor.owner,
                 max_containers=warm_containers,
             )
         self._closing = False
@@ -83,9 +82,7 @@ class Worker:
             asyncio.create_task(self._every(lease_seconds / SWEEPS_PER_LEASE, self._sweep, "sweeping")),
         ]
         if self._warming is not None:
-            self._loops.append(
-                asyncio.create_task(self._every(warming.LOOK_SECONDS, self._warming.look, "warming"))
-            )
+            self._loops.append(asyncio.create_task(self._every(warming.LOOK_SECONDS, self._warm, "warming")))
 
     def wake(self) -> None:
         """Look for due tasks at once."""
@@ -163,6 +160,8 @@ class Worker:
         ):
             await self._parts.sandbox.owned_containers(self._parts.store.store_id)
             self._engine_answers = True
+        for run in self._runs.values():
+            self._leave_lost_lease(run)
         claim = Claim(owner=self._executor.owner, lease_seconds=self._parts.settings.lease_seconds)
         claimed_at = self._parts.clock.monotonic()
         tasks = await self._parts.store.claim_tasks(claim, limit=free)
@@ -177,8 +176,17 @@ class Worker:
             running.add_done_callback(self._ended)
         return len(tasks)
 
+    def _leave_lost_lease(self, run: TaskRun | None) -> None:
+        """Take another name once a run has lost its lease, as after a freeze.
+
+        Whoever finds a lease ended removes all that its owner has waiting (see `harness.recovery`), and must not find
+        what the next claims begin with.
+        """
+        if run is not None and not run.has_lease and run.task.lease_owner == self._executor.owner:
+            self._executor.change_owner()
+
     def _ended(self, running: asyncio.Task[None]) -> None:
-        del self._runs[running]
+        self._leave_lost_lease(self._runs.pop(running))
         self.wake()
         if not running.cancelled() and running.exception() is not None:
             extra = {"action": "run_failed"}
@@ -230,9 +238,19 @@ class Worker:
     async def _pass_cancellations_on(self) -> None:
         if not self._runs:
             return
-        wanted = set(await self._parts.store.cancel_requests(self._executor.owner))
+        owners = {run.task.lease_owner for run in self._runs.values() if run is not None}
+        wanted = {
+            task_id
+            for owner in owners
+            if owner is not None
+            for task_id in await self._parts.store.cancel_requests(owner)
+        }
         runs = [run for run in self._runs.values() if run is not None and run.task.id in wanted]
         await asyncio.gather(*(run.stop(Reason.CANCELLED, "cancelled on request") for run in runs))
+
+    async def _warm(self) -> None:
+        assert self._warming is not None
+        await self._warming.look(self._executor.owner)
 
     async def _sweep(self) -> None:
         began_at = await self._reading()

@@ -75,11 +75,13 @@ class Elsewhen:
         await scheduler.sync_agent_schedule(agent.id)
         return agent
 
-    async def until_quiet(self) -> Facts:
-        """Wait until nothing is left to be done, and return what was."""
+    async def settle(self) -> Facts:
+        """Wait until nothing is left to be done, end the server, and return what was."""
         async with asyncio.timeout(60):
             while not await is_quiet(self.store, self.sandbox, self.server):  # noqa: ASYNC110 - it happens in another process
                 await asyncio.sleep(0.1)
+        # Before the facts are collected, as containers may wait for its tasks until then.
+        assert await self.server.end() == 0, self.server.log()
         return await collect(self.store, self.sandbox, [])
 
     async def tasks(self, agent: Agent) -> list[Task]:
@@ -120,8 +122,7 @@ async def test_a_day_without_a_server_is_settled_by_each_agents_policy(elsewhen:
     elsewhen.set_clock(24 * 3600)
 
     elsewhen.server.tend()
-    facts = await elsewhen.until_quiet()
-    assert await elsewhen.server.end() == 0, elsewhen.server.log()
+    facts = await elsewhen.settle()
 
     fires = int(
         (end_at.replace(second=0, microsecond=0) - now.replace(second=0, microsecond=0)).total_seconds() / 60
@@ -189,8 +190,7 @@ async def test_a_clock_that_steps_an_hour_back_and_forth_fires_nothing_twice(els
     # Past the end of its schedule.
     elsewhen.set_clock(3600 + 90)
 
-    facts = await elsewhen.until_quiet()
-    assert await elsewhen.server.end() == 0, elsewhen.server.log()
+    facts = await elsewhen.settle()
     assert elsewhen.server.starts == 1
     steps = [event["seconds"] for event in elsewhen.logged("clock_stepped")]
     # Four seconds are not worth a word.

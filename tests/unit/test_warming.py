@@ -24,7 +24,7 @@ class World:
     ) -> None:
         self.store, self.clock, self.executor, self.sandbox = store, clock, executor, sandbox
         self.numbers = itertools.count()
-        self.warming = Warming(store, sandbox, executor.shape_of, owner="me", max_containers=5)
+        self.warming = Warming(store, sandbox, executor.shape_of, max_containers=5)
 
     async def agent(self, seconds: int | None = None, **config: Any) -> Agent:
         if seconds is not None:
@@ -52,7 +52,7 @@ class World:
         return shape
 
     async def wanted(self) -> dict[SandboxShape, int]:
-        await self.warming.look()
+        await self.warming.look("me")
         return self.sandbox.warm_orders[-1][2]
 
 
@@ -71,6 +71,17 @@ async def test_nothing_is_wanted_of_nothing(world: World) -> None:
     assert await world.wanted() == {}
     store_id, owner, _, now = world.sandbox.warm_orders[-1]
     assert (store_id, owner, now) == (world.store.store_id, "me", world.clock.now())
+
+
+async def test_nothing_is_wanted_any_more_for_a_name_that_was_left(world: World) -> None:
+    agent = await world.agent()
+    world.warming.began(agent)
+    await world.warming.look("me")
+    await world.warming.look("me again")
+    await world.warming.look("me again")
+    wanted = {world.shape(agent): 1}
+    orders = [(owner, shapes) for _, owner, shapes, _ in world.sandbox.warm_orders]
+    assert orders == [("me", wanted), ("me", {}), ("me again", wanted), ("me again", wanted)]
 
 
 async def test_a_fire_within_half_a_minute_wants_its_shape(world: World) -> None:
@@ -101,10 +112,10 @@ async def test_what_ran_lately_is_wanted_again_and_forgotten_with_time(world: Wo
 
     looks = int(HALF_LIFE_SECONDS / LOOK_SECONDS)
     for _ in range(looks):
-        await world.warming.look()
+        await world.warming.look("me")
     assert await world.wanted() == {world.shape(agent): 1}
     for _ in range(3 * looks):
-        await world.warming.look()
+        await world.warming.look("me")
     assert await world.wanted() == {}
 
 

@@ -17,7 +17,8 @@ from tests.unit.shop import (
     eventually,
 )
 
-from harness.errors import EngineUnavailableError, SandboxError, StoreUnavailableError
+from harness.errors import EngineUnavailableError, LeaseLostError, SandboxError, StoreUnavailableError
+from harness.lease import BEATS_PER_LEASE
 from harness.models import Claim, NewTask, Reason
 from harness.polling import BACK_OFF_SECONDS, POLL_SECONDS
 from harness.ports import SandboxLabels, SandboxResult
@@ -205,6 +206,34 @@ async def test_a_cancelled_task_is_not_handed_back_by_a_stop(shop: Shop, hire: H
     await worker.stop()
 
     assert (await shop.store.get_task(task.id)).status is CANCELLED
+
+
+async def test_a_worker_that_lost_a_lease_claims_under_another_name_and_still_hears_of_cancellations(
+    shop: Shop, hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, kept = await shop.agents_with_tasks(2)
+    shop.sandbox.hold()
+    worker = hire()
+    await shop.sandbox.until_running(2)
+    extend = shop.store.extend_lease
+
+    async def lose_one(task_id: int, fence: int, lease_seconds: float) -> None:
+        if task_id == lost.id:
+            raise LeaseLostError("taken over")
+        await extend(task_id, fence, lease_seconds)
+
+    monkeypatch.setattr(shop.store, "extend_lease", lose_one)
+    await shop.advance(LEASE_SECONDS / BEATS_PER_LEASE)
+    await eventually(lambda: worker.running == 1)
+    later = await shop.pending(await shop.agent("later"))
+    worker.wake()
+    await shop.until_status(later, RUNNING, ticking=False)
+
+    owners = [(await shop.store.get_task(task.id)).lease_owner for task in (lost, kept, later)]
+    assert owners[0] == owners[1] != owners[2]
+    for task in (kept, later):
+        await shop.store.cancel_task(task.id)
+        await shop.until_status(task, CANCELLED)
 
 
 async def test_a_failed_attempt_is_followed_by_another_after_its_wait(shop: Shop, hire: Hire) -> None:
