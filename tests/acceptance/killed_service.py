@@ -1,4 +1,4 @@
-"""A server's scheduler that dies by SIGKILL at a named step. Started by test_killed_between_writes.py.
+"""A server's scheduler that is killed, or frozen, at a named step. Started by test_killed_between_writes.py.
 
 Nothing in the product knows of this: the store, its transactions and the engine's connection are wrapped.
 """
@@ -11,10 +11,11 @@ import re
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from harness.clock import SystemClock
 from harness.models import FirePlan, NewTask, Task
@@ -34,23 +35,24 @@ R = TypeVar("R")
 
 
 class Fate:
-    """Dies when its step is reached for the `times`-th time."""
+    """Sends its own process a signal when its step is reached for the `times`-th time."""
 
-    def __init__(self, step: str, times: int) -> None:
+    def __init__(self, step: str, times: int, number: signal.Signals) -> None:
         self._step = step
         self._left = times
+        self._signal = number
+        #: Called before a freeze.
+        self.calm: Callable[[], None] = lambda: None
 
     def reached(self, step: str) -> None:
-        """Die here, if it is the place."""
+        """Die or freeze here, if it is the place."""
         if step == self._step:
             self._left -= 1
             if not self._left:
-                die()
-
-
-def die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("still alive")
+                if self._signal == signal.SIGSTOP:
+                    self.calm()
+                os.kill(os.getpid(), self._signal)
+                assert self._signal != signal.SIGKILL, "still alive"
 
 
 def mortal(
@@ -118,11 +120,20 @@ def condemn_sqlite(fate: Fate) -> None:
     module._store_fires = mortal_call(fate, insert, "about to insert fires", "fires inserted")
 
 
+def calm_down(store: SqliteStore) -> None:
+    """Wait until the store's thread has done all that it was given: frozen in a transaction, it would lock everybody out."""
+    connection, done = store._file._connection, threading.Event()
+    assert connection is not None
+    connection.post(lambda _db: done.set())
+    done.wait()
+
+
 def condemn_engine(fate: Fate) -> None:
     """Put steps around what is asked of the engine, and around runs."""
     engine: Any = Engine
     engine.create_container = mortal(fate, Engine.create_container, "about to create", "created")
     engine.start_container = mortal(fate, Engine.start_container, "about to start", "started")
+    engine.rename_container = mortal(fate, Engine.rename_container, "about to name", "named")
     engine.remove_container = mortal(fate, Engine.remove_container, "about to remove", "removed")
     session: Any = DockerSession
     session.run = mortal(fate, DockerSession.run, "about to send the job", "agent ended")
@@ -147,13 +158,14 @@ def condemn_sweeps(sandbox: DockerSandbox, fate: Fate) -> None:
     set_on.remove_container = remove_container
 
 
-async def main(step: str, times: int) -> None:
-    """Serve until the step is reached so many times."""
-    settings, clock, fate = Settings.load(), SystemClock(), Fate(step, times)
+async def main(step: str, times: int, number: signal.Signals) -> None:
+    """Serve until the step is reached so many times, and on if that does not kill."""
+    settings, clock, fate = Settings.load(), SystemClock(), Fate(step, times, number)
     store = make_store(settings, clock)
     condemn(store, STORE_METHODS, fate)
     if isinstance(store, SqliteStore):
         condemn_sqlite(fate)
+        fate.calm = partial(calm_down, store)
     else:
         condemn(store, MONGO_METHODS, fate)
     condemn_engine(fate)
@@ -166,4 +178,4 @@ async def main(step: str, times: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), signal.Signals[sys.argv[3]]))
