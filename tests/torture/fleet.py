@@ -29,15 +29,21 @@ with open("/proc/self/mountinfo") as file:
     container = re.search("/containers/([0-9a-f]{{64}})/hostname", file.read())[1]
 def say(word):
     print(f"{{word}} {{me.task_id}} {{me.attempt}} {{container}} {{time.time():.6f}}", flush=True)
-signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(4))
-try:
-    say("begin")
-    time.sleep({seconds})
-    if zlib.crc32(f"{{me.task_id}} {{me.attempt}}".encode()) % 100 < {fails}:
-        sys.exit(3)
-    handoff.save({{"n": context.get("n", 0) + 1, "task": me.task_id, "attempt": me.attempt}})
-finally:
+def stop(number, frame):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(4)
+signal.signal(signal.SIGTERM, stop)
+try:
+    try:
+        say("begin")
+        time.sleep({seconds})
+        if zlib.crc32(f"{{me.task_id}} {{me.attempt}}".encode()) % 100 < {fails}:
+            sys.exit(3)
+        handoff.save({{"n": context.get("n", 0) + 1, "task": me.task_id, "attempt": me.attempt}})
+    finally:
+        # The signal may come here as well; also then the last word is said.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+finally:
     say("end")
 """
 
