@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 #: Expired tasks looked at per sweep; the next sweep takes the rest.
 BATCH = 100
 #: A container that is to wait for a task, and was not started for so long, won't be.
-CREATED_SECONDS = 60.0
+CREATED_SECONDS = 15.0
 
 
 #: Asked after a lease was found to have ended and before anything is done about it: whether to believe that.

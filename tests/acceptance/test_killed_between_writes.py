@@ -113,7 +113,7 @@ async def test_promises_hold_over_a_kill_in_the_middle_of_a_sweep(
         for number, step in enumerate(SWEEP_STEPS):
             settings = Settings(data_dir=tmp_path / str(number), mongodb_uri=None)
             place = Place(settings, sandbox, sandbox_image)
-            group.create_task(_kill_and_restart([("started", 2), (step, 1)], place))
+            group.create_task(_kill_and_restart([("about to send the job", 2), (step, 1)], place))
 
 
 @pytest.mark.timeout(120)

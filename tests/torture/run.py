@@ -151,7 +151,6 @@ async def _run(what: Torture, rng: random.Random, scene: _Scene) -> Report:
         heard=recorder.listener.heard(),
         ended=[end for member in scene.members for end in member.ended],
         engine_away=scene.hand.engine_away,
-        stamp_slack=timedelta(seconds=6 * LEASE_SECONDS if what.store == "mongo" else 0),
     )
     numbers = {
         "faults": scene.hand.done,
@@ -259,7 +258,8 @@ async def collect(
         agents.append(AgentSeen(agent.id, agent.config, state, list(reversed(history)), newest, switches))
     logs = {task.id: await store.read_logs(task.id) for task in tasks if task.attempts}
     left = [container.container_id for container in await sandbox.owned_containers(store.store_id)]
-    return Facts(agents, list(reversed(tasks)), logs, list(sights), containers_left=left)
+    slack = timedelta(seconds=6 * LEASE_SECONDS if isinstance(store, MongoStore) else 0)
+    return Facts(agents, list(reversed(tasks)), logs, list(sights), containers_left=left, stamp_slack=slack)
 
 
 @asynccontextmanager
