@@ -50,7 +50,7 @@ MONGO_STEPS = (
 )  # fmt: skip
 #: At which a server is frozen for longer than its lease, and goes on when its task is another's. A container that waited
 #: has the attempt's name only some time after the job, so it seems to be waiting still.
-FREEZE_STEPS = ("claimed", "started", "about to send the job", "about to name", "named", "about to save")
+FREEZE_STEPS = ("claimed", "run begins", "about to send the job", "about to name", "named", "about to save")
 #: Of `STEPS` at a time, each with a server of its own.
 ABREAST = 4
 #: How long the schedules last, from the time their agents are stored.
@@ -160,7 +160,7 @@ async def _freeze_and_thaw(step: str, place: Place) -> None:
             await wait_until(
                 lambda: _is(process.status() == psutil.STATUS_STOPPED), what=step, timeout_seconds=30
             )
-            await trial.until_taken_over()
+            await trial.until_taken_over(step)
             victim.send_signal(signal.SIGCONT)
             # Time for it to do what it must not.
             await asyncio.sleep(LEASE_SECONDS)
@@ -185,7 +185,7 @@ class _Trial:
                 self.member.tend()
                 await asyncio.sleep(0.1)
 
-    async def until_taken_over(self) -> None:
+    async def until_taken_over(self, step: str) -> None:
         """Wait until an attempt was found lost, and another one made."""
 
         async def is_taken_over() -> bool:
@@ -193,7 +193,7 @@ class _Trial:
             tasks = (await self.store.list_tasks(limit=100)).items
             return any(earlier.reason is Reason.LOST for task in tasks for earlier in task.attempts[:-1])
 
-        await wait_until(is_taken_over, what="a take-over", timeout_seconds=30)
+        await wait_until(is_taken_over, what=f"a take-over after {step!r}", timeout_seconds=30)
 
 
 @asynccontextmanager
