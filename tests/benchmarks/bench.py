@@ -144,7 +144,7 @@ async def open_bench(sizes: Sizes) -> AsyncIterator[Bench]:
         async with open_runtime(settings) as runtime:
             image = await runtime.images.ensure_default()
             engine: Engine = runtime.sandbox.engine
-            docker = Docker(engine, image, default_limits(settings))
+            docker = Docker(engine, image, default_limits(settings), folder)
             try:
                 yield Bench(sizes, folder, settings, docker, await describe_machine(engine))
             finally:

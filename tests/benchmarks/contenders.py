@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from docker import APIClient
@@ -18,6 +19,7 @@ from docker import APIClient
 from harness.ports import SandboxLimits, sandbox_shape
 from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.sandbox.hostconfig import SANDBOX_USER, host_config
+from harness.sandbox.seccomp import SECURITY_OPTION
 
 #: What all contenders run: the least that a program with output can be.
 PROGRAM = "print('hello')"
@@ -51,24 +53,33 @@ _OPTIONS: Mapping[str, Callable[[Any], Sequence[str]]] = {
 }
 
 
-def lock_down(limits: SandboxLimits) -> list[str]:
-    """Return the docker command's options for what our containers are held to."""
+def lock_down(limits: SandboxLimits, folder: Path) -> list[str]:
+    """Return the docker command's options for what our containers are held to.
+
+    Args:
+        limits: Of the containers.
+        folder: Gets a file that the options name.
+    """
     options = [
         word
         for name, value in host_config(sandbox_shape(limits, image=None, network="none")).items()
         for word in _OPTIONS[name](value)
     ]
+    # The command takes the profile in a file.
+    profile = folder / "seccomp.json"
+    profile.write_text(SECURITY_OPTION.removeprefix("seccomp="))
+    options[options.index(SECURITY_OPTION)] = f"seccomp={profile}"
     return [*options, "--user", SANDBOX_USER, "--hostname", "sandbox"]
 
 
 class Docker:
     """Runs programs in an image without the product."""
 
-    def __init__(self, engine: Engine, image: str, limits: SandboxLimits) -> None:
+    def __init__(self, engine: Engine, image: str, limits: SandboxLimits, folder: Path) -> None:
         self._engine = engine
         self._image = image
         self._label = f"{LABEL}={os.getpid()}"
-        self._locked_down = lock_down(limits)
+        self._locked_down = lock_down(limits, folder)
         self._environment = {**os.environ, "DOCKER_HOST": engine.address.url}
 
     def command(self, *, is_locked: bool, program: str = PROGRAM) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from docker.types import LogConfig
@@ -63,8 +64,8 @@ def test_documents_say_each_goal_with_its_verdict_and_what_a_ratio_is_to() -> No
     assert data["groups"][0]["rows"][1]["beside"] == "theirs"
 
 
-def test_docker_run_is_locked_down_by_everything_that_our_containers_are() -> None:
-    options = " ".join(lock_down(LIMITS))
+def test_docker_run_is_locked_down_by_everything_that_our_containers_are(tmp_path: Path) -> None:
+    options = " ".join(lock_down(LIMITS, tmp_path))
 
     for option in (
         f"--memory {LIMITS.memory_bytes}b",
@@ -76,6 +77,7 @@ def test_docker_run_is_locked_down_by_everything_that_our_containers_are() -> No
         "--tmpfs /tmp:rw,noexec",
         "--cap-drop ALL",
         "--security-opt no-new-privileges:true",
+        f"--security-opt seccomp={tmp_path}/seccomp.json",
         f"--log-driver {LogConfig.types.NONE}",
         "--ulimit nofile=1024:1024",
         "--user 10001:10001",

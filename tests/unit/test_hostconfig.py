@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from harness.config import MIB
 from harness.ports import SandboxLabels, SandboxLimits, sandbox_shape
 from harness.sandbox.hostconfig import container_labels, container_name, host_config
+from harness.sandbox.seccomp import SECURITY_OPTION
 
 LIMITS = st.builds(
     SandboxLimits,
@@ -39,7 +40,7 @@ def test_every_limit_and_every_lock_down_is_there_for_any_limits(limits: Sandbox
     assert sent["ReadonlyRootfs"] is True
     assert sent["CapDrop"] == ["ALL"]
     assert "CapAdd" not in sent
-    assert sent["SecurityOpt"] == ["no-new-privileges:true"]
+    assert sent["SecurityOpt"] == ["no-new-privileges:true", SECURITY_OPTION]
     assert sent["NetworkMode"] == {"none": "none", "open": "bridge"}[network]
     assert sent["IpcMode"] == "private"
     assert sent["LogConfig"]["Type"] == "none"

@@ -10,6 +10,7 @@ from typing import Any
 from docker.types import ContainerConfig, HostConfig, LogConfig, Ulimit
 
 from harness.ports import SandboxLabels, SandboxShape, WarmLabels
+from harness.sandbox.seccomp import SECURITY_OPTION
 
 LABEL_STORE = "io.agent-harness.store"
 LABEL_TASK = "io.agent-harness.task"
@@ -130,7 +131,7 @@ def host_config(shape: SandboxShape) -> dict[str, Any]:
         "tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,mode=1777,size={shape.tmp_bytes}"},  # noqa: S108
         "shm_size": min(shape.tmp_bytes, MAX_SHM_BYTES),
         "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true"],
+        "security_opt": ["no-new-privileges:true", SECURITY_OPTION],
         "ipc_mode": "private",
         # Output reaches us by the attach stream; the engine keeps no copy that could fill its disk.
         "log_config": LogConfig(type=LogConfig.types.NONE),
