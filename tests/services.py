@@ -220,7 +220,8 @@ async def site(tmp_path: Path, sandbox_image: str, no_container_is_left: None) -
             yield site
         finally:
             await site.close()
-        assert await site.sandbox.owned_containers(site.store.store_id) == []
+        left = await site.sandbox.owned_containers(site.store.store_id)
+        assert left == [], left
 
 
 @dataclass(frozen=True, slots=True)

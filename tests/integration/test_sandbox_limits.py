@@ -12,6 +12,7 @@ from tests.sandboxes import LIMITS, Lab
 
 from harness.config import MIB
 from harness.models import Reason
+from harness.sandbox.seccomp import SECURITY_OPTION
 from harness.sandbox.session import DockerSession
 
 
@@ -113,7 +114,7 @@ async def test_inspect_shows_every_limit_and_label_and_no_secret(lab: Lab) -> No
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
-    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true", SECURITY_OPTION]
     assert host["NetworkMode"] == "none"
     assert host["Privileged"] is False
     assert host["IpcMode"] == "private"

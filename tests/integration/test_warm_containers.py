@@ -222,7 +222,8 @@ async def test_before_its_job_it_holds_nothing_of_any_agent(lab: Lab) -> None:
     assert inspected["Mounts"] == []
 
 
-async def test_closing_the_sandbox_leaves_none(lab: Lab, sandbox: DockerSandbox) -> None:
+@pytest.mark.parametrize("is_cut", [False, True], ids=["in peace", "cut short"])
+async def test_closing_the_sandbox_leaves_none(lab: Lab, sandbox: DockerSandbox, *, is_cut: bool) -> None:
     other = make_sandbox(Settings.load().model_copy(update={"warm_containers": 4}), SystemClock())
     await other.keep_warm(lab.store_id, OWNER, {lab.spec().shape: 3}, now=datetime.now(UTC))
 
@@ -230,8 +231,14 @@ async def test_closing_the_sandbox_leaves_none(lab: Lab, sandbox: DockerSandbox)
         return other.pool.count() > 0
 
     await wait_until(has_some, what="the pool")
-    await other.close()
+    closing = asyncio.create_task(other.close())
+    if is_cut:
+        # In the midst of it, as by a second Ctrl+C.
+        await asyncio.sleep(0.01)
+        closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
 
+    assert closing.cancelled() == is_cut
     assert await sandbox.owned_containers(lab.store_id) == []
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from docker import APIClient
 
+from harness.aio import uninterrupted
 from harness.clock import SystemClock
 from harness.errors import SandboxError
 from harness.ports import (
@@ -195,7 +196,13 @@ class DockerSandbox:
         await self._containers.settle()
 
     async def close(self) -> None:
-        """Remove containers that wait, and those whose runs were abandoned; release connections and threads."""
+        """Remove containers that wait, and those whose runs were abandoned; release connections and threads.
+
+        Also when it is cancelled, as by a second signal: what is left here is left until the next sweep of anybody.
+        """
+        await uninterrupted(self._close())
+
+    async def _close(self) -> None:
         await self.pool.close()
         await self._containers.close()
         await self.engine.close()
