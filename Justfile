@@ -32,6 +32,11 @@ bench *args: images
 torture *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.torture "$@"
 
+# Run hostile agents beside a victim and a client, in three minutes: ./justw abuse --only lying; ./justw abuse --write
+[no-exit-message]
+abuse *args: images
+    @scripts/docker-engine {{ bin }}/python -m tests.abuse "$@"
+
 # Send a server what its OpenAPI document allows, and what it does not, for some seconds: ./justw fuzz 3600
 [no-exit-message]
 fuzz seconds="600" seed="random":
