@@ -53,55 +53,75 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What expressions of `attempts` may use.
+_TOOLS = """
+import contextlib, ctypes, errno, glob, os, shutil, socket, stat, subprocess, sys
+
+OWN = ('/proc', '/sys', '/tmp', '/dev/shm', '/dev/mqueue')
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(number, *arguments):
+    ctypes.set_errno(0)
+    answer = libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    if answer == -1:
+        raise OSError(ctypes.get_errno(), 'refused')
+    return answer
+
+def libcall(name, *arguments):
+    ctypes.set_errno(0)
+    if getattr(libc, name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), 'refused')
+    return name
+
+def connect(family, address, kind=socket.SOCK_STREAM):
+    with socket.socket(family, kind) as made:
+        made.settimeout(2)
+        made.connect(address)
+    return address
+
+def put(path, text):
+    # Unbuffered: what a buffered file could not write is forgotten with it.
+    with open(path, 'wb', buffering=0) as file:
+        return file.write(text.encode())
+
+def wrote(paths, text):
+    written = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            put(path, text)
+            written.append(path)
+    return found(written)
+
+def lines(path, word):
+    with open(path) as file:
+        return [line for line in file if word in line]
+
+def places():
+    return [place for place in os.walk('/') if not place[0].startswith(OWN)]
+
+def found(things):
+    things = list(things)
+    if not things:
+        raise LookupError('none')
+    return things
+
+def word(error):
+    return errno.errorcode.get(getattr(error, 'errno', None), type(error).__name__)
+
+def attempt(expressions, harm, refused):
+    for name, expression in expressions.items():
+        try:
+            got = eval(expression)
+        except Exception as error:
+            print(refused, name, word(error), sep='\\t')
+        else:
+            print(harm, name, repr(got)[:200], sep='\\t')
+"""
+
+
 def attempts(what: Mapping[str, str]) -> str:
     """Return an agent's code that evaluates each expression and prints what it got, or why it got nothing."""
-    lines = [
-        "import contextlib, ctypes, errno, glob, os, socket, stat, subprocess, sys",
-        "libc = ctypes.CDLL(None, use_errno=True)",
-        "def call(number, *arguments):",
-        "    ctypes.set_errno(0)",
-        "    answer = libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))",
-        "    if answer == -1:",
-        "        raise OSError(ctypes.get_errno(), 'refused')",
-        "    return answer",
-        "def libcall(name, *arguments):",
-        "    ctypes.set_errno(0)",
-        "    if getattr(libc, name)(*arguments) == -1:",
-        "        raise OSError(ctypes.get_errno(), 'refused')",
-        "    return name",
-        "def connect(family, address, kind=socket.SOCK_STREAM):",
-        "    with socket.socket(family, kind) as made:",
-        "        made.settimeout(2)",
-        "        made.connect(address)",
-        "    return address",
-        # Unbuffered: what a buffered file could not write is forgotten with it.
-        "def put(path, text):",
-        "    with open(path, 'wb', buffering=0) as file:",
-        "        return file.write(text.encode())",
-        "def wrote(paths, text):",
-        "    written = []",
-        "    for path in paths:",
-        "        with contextlib.suppress(OSError):",
-        "            put(path, text)",
-        "            written.append(path)",
-        "    return found(written)",
-        "def found(things):",
-        "    things = list(things)",
-        "    if not things:",
-        "        raise LookupError('none')",
-        "    return things",
-        "def word(error):",
-        "    number = getattr(error, 'errno', None)",
-        "    return errno.errorcode.get(number, type(error).__name__) if number else type(error).__name__",
-        f"for name, expression in {dict(what)!r}.items():",
-        "    try:",
-        "        got = eval(expression)",
-        "    except Exception as error:",
-        f"        print({REFUSED!r}, name, word(error), sep='\\t')",
-        "    else:",
-        f"        print({HARM!r}, name, repr(got)[:200], sep='\\t')",
-    ]
-    return "\n".join(lines)
+    return f"{_TOOLS}\nattempt({dict(what)!r}, {HARM!r}, {REFUSED!r})\n"
 
 
 def nothing_got(seen: Seen) -> str:

@@ -63,10 +63,13 @@ CASES = (
         _GROUP,
         "SIGKILL and SIGSTOP for the supervisor",
         "no effect",
-        "import os, signal, time\n"
-        "for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):\n"
-        "    os.kill(1, number)\n"
-        "time.sleep(0.2)\nprint('still here')\n",
+        """
+import os, signal, time
+for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    os.kill(1, number)
+time.sleep(0.2)
+print('still here')
+""",
         _goes_on,
     ),
     _refused(
@@ -144,15 +147,15 @@ CASES = (
             "setuid": "os.setuid(0)",
             "setgid": "os.setgid(0)",
             "setgroups": "os.setgroups([0])",
-            "capability": "found(line for line in open('/proc/self/status') if line.startswith('Cap') and int(line.split()[1], 16))",
-            "new privileges": "found(line for line in open('/proc/self/status') if line.startswith('NoNewPrivs') and line.split()[1] != '1')",
-            "su": "found(out for out in [subprocess.run(['su', '-c', 'id -u'], capture_output=True, input=b'').stdout] if out.strip() == b'0')",
+            "capability": "found(line for line in lines('/proc/self/status', 'Cap') if int(line.split()[1], 16))",
+            "new privileges": "found(set(lines('/proc/self/status', 'NoNewPrivs')) - {'NoNewPrivs:\\t1\\n'})",
+            "su": "found(subprocess.run(['su', '-c', 'id -u'], capture_output=True, input=b'').stdout)",
         },
     ),
     _refused(
         "write outside /tmp, /dev/shm and /dev/mqueue, which are its own",
         {
-            "every folder": "found(path for path, _, _ in os.walk('/') if not path.startswith(('/proc', '/tmp', '/dev/shm', '/dev/mqueue')) and os.access(path, os.W_OK))",
+            "every folder": "found(path for path, _, _ in places() if os.access(path, os.W_OK))",
             "a new file in /": "open('/x', 'w')",
             "/etc/passwd": "open('/etc/passwd', 'a')",
             "by a symlink in /tmp": "(os.symlink('/etc/passwd', '/tmp/link'), open('/tmp/link', 'a'))",
@@ -165,7 +168,7 @@ CASES = (
         "run a program from /tmp",
         {
             "a script": "(put('/tmp/s', '#!/bin/sh\\n'), os.chmod('/tmp/s', 0o755), subprocess.run(['/tmp/s']))",
-            "a copied binary": "(open('/tmp/b', 'wb').write(open('/bin/true', 'rb').read()), os.chmod('/tmp/b', 0o755), subprocess.run(['/tmp/b']))",
+            "a copied binary": "(shutil.copy('/bin/true', '/tmp/b'), subprocess.run(['/tmp/b']))",
         },
     ),
     _refused(
@@ -173,10 +176,10 @@ CASES = (
         {
             "docker.sock": "connect(socket.AF_UNIX, '/var/run/docker.sock')",
             "containerd.sock": "connect(socket.AF_UNIX, '/run/containerd/containerd.sock')",
-            "the abstract socket of a shim": "found(line for line in open('/proc/net/unix').read().splitlines()[1:] if 'containerd' in line)",
-            "the store's file": "found(name for path, _, names in os.walk('/') if not path.startswith(('/proc', '/sys')) for name in names if name.startswith('harness.db'))",
+            "the abstract socket of a shim": "found(lines('/proc/net/unix', 'containerd'))",
+            "the store's file": "found(name for _, _, names in places() for name in names if 'harness.db' in name)",
             "settings of the runner": "found(name for name in os.environ if name.startswith('HARNESS_'))",
-            "mounts that name the machine": "found(line for line in open('/proc/self/mountinfo') if '/var/lib/docker/volumes' in line)",
+            "volumes of the machine": "found(lines('/proc/self/mountinfo', '/var/lib/docker/volumes'))",
         },
     ),
     _refused(
@@ -190,7 +193,8 @@ CASES = (
             "the Internet": "connect(socket.AF_INET, ('1.1.1.1', 443))",
             "a datagram": "connect(socket.AF_INET, ('8.8.8.8', 53), socket.SOCK_DGRAM)",
             "DNS": "socket.getaddrinfo('example.com', 80)",
-            "interfaces but lo": "found(name for _, name in socket.if_nameindex() if name != 'lo' and int(open(f'/sys/class/net/{name}/flags').read(), 16) & 1)",
+            "interfaces but lo": "found(name for _, name in socket.if_nameindex() if name != 'lo'"
+            " and int(lines(f'/sys/class/net/{name}/flags', '')[0], 16) & 1)",
         },
     ),
 )

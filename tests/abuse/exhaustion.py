@@ -79,114 +79,232 @@ CASES = (
     _case(
         "fork bomb",
         "no more processes than its limit, gone at its time",
-        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n",
+        """
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+""",
         _bounded_processes,
     ),
     _case(
         "thread bomb",
         "no more threads than its limit of processes",
-        "import threading, time\nmade = 0\ntry:\n    while True:\n        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
-        "        made += 1\nexcept RuntimeError:\n    print('RuntimeError', 'after', made, 'threads')\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n",
+        """
+import threading, time
+made = 0
+try:
+    while True:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        made += 1
+except RuntimeError:
+    print('RuntimeError', 'after', made, 'threads')
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+""",
         _said("RuntimeError"),
     ),
     _case(
         "memory bomb in the agent",
         "out_of_memory within its limit",
-        "kept = []\nwhile True:\n    kept.append(b'x' * 1_000_000)\n",
+        """
+kept = []
+while True:
+    kept.append(b'x' * 1_000_000)
+""",
         _out_of_memory,
     ),
     _case(
         "memory bomb in a child",
         "the child dies within the limit",
-        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', \"k=[]\\nwhile True: k.append(b'x' * 1_000_000)\"])\n",
+        """
+import subprocess, sys
+subprocess.run([sys.executable, '-c', "k=[]\\nwhile True: k.append(b'x' * 1_000_000)"])
+""",
         _out_of_memory,
     ),
     _case(
         "fill /tmp and /dev/shm",
         "no space left, or out_of_memory",
-        "for folder in ('/tmp', '/dev/shm'):\n    try:\n        with open(folder + '/x', 'wb') as file:\n            while True:\n"
-        "                file.write(bytes(1 << 20))\n    except OSError as error:\n        print('errno', error.errno)\n",
+        """
+for folder in ('/tmp', '/dev/shm'):
+    try:
+        with open(folder + '/x', 'wb') as file:
+            while True:
+                file.write(bytes(1 << 20))
+    except OSError as error:
+        print('errno', error.errno)
+""",
         _out_of_memory,
     ),
     _case(
         "page cache: write and delete for as long as it may",
         "its memory stays within the limit",
-        "import os\nwhile True:\n    try:\n        with open('/tmp/x', 'wb') as file:\n            for _ in range(20):\n                file.write(bytes(1 << 20))\n"
-        "    except OSError:\n        pass\n    os.unlink('/tmp/x')\n",
+        """
+import os
+while True:
+    try:
+        with open('/tmp/x', 'wb') as file:
+            for _ in range(20):
+                file.write(bytes(1 << 20))
+    except OSError:
+        pass
+    os.unlink('/tmp/x')
+""",
         lambda seen: _out_of_memory_or(seen, Reason.TIMEOUT),
     ),
     _case(
         "spin in forty processes",
         "one processor's worth in all, gone at its time",
-        "import os\nfor _ in range(40):\n    if os.fork() == 0:\n        break\nwhile True:\n    pass\n",
+        """
+import os
+for _ in range(40):
+    if os.fork() == 0:
+        break
+while True:
+    pass
+""",
         _bounded_cpu,
     ),
     _case(
         "print ten gigabytes",
         "its cap of output is kept, and the run goes its way",
-        "import os\nline = b'x' * 99 + b'\\n'\nblock = line * 10_000\nfor _ in range(10_000):\n    os.write(1, block)\n",
+        """
+import os
+line = b'x' * 99 + b'\\n'
+block = line * 10_000
+for _ in range(10_000):
+    os.write(1, block)
+""",
         _bounded_output,
     ),
     _case(
         "print one endless line",
         "its cap of output is kept",
-        "import os\nwhile True:\n    os.write(1, b'x' * 65536)\n",
+        """
+import os
+while True:
+    os.write(1, b'x' * 65536)
+""",
         _bounded_output,
     ),
     _case(
         "a million tiny writes, to both streams in turns",
         "its cap of output is kept",
-        "import os\nfor number in range(1_000_000):\n    os.write(1 + number % 2, b'x')\n",
+        """
+import os
+for number in range(1_000_000):
+    os.write(1 + number % 2, b'x')
+""",
         _bounded_output,
         timeout_seconds=20,
     ),
     _case(
         "as many files in /tmp as there can be",
         "no space left, or its memory's limit",
-        "made = 0\ntry:\n    while True:\n        open(f'/tmp/{made}', 'w').close()\n        made += 1\nexcept OSError as error:\n    print('ENOSPC' if error.errno == 28 else error.errno, 'after', made, 'files')\n",
+        """
+made = 0
+try:
+    while True:
+        open(f'/tmp/{made}', 'w').close()
+        made += 1
+except OSError as error:
+    print('ENOSPC' if error.errno == 28 else error.errno, 'after', made, 'files')
+""",
         lambda seen: _out_of_memory_or(seen, Reason.TIMEOUT),
     ),
     _case(
         "open files without end",
         "EMFILE at its limit",
-        "import errno, os\nmade = 0\ntry:\n    while True:\n        os.open('/dev/null', os.O_RDONLY)\n        made += 1\nexcept OSError as error:\n    print(errno.errorcode[error.errno], 'after', made)\n",
+        """
+import errno, os
+made = 0
+try:
+    while True:
+        os.open('/dev/null', os.O_RDONLY)
+        made += 1
+except OSError as error:
+    print(errno.errorcode[error.errno], 'after', made)
+""",
         _said("EMFILE"),
     ),
     _case(
         "ignore SIGTERM and every other signal",
         "timeout, killed after the grace",
-        "import signal, time\nfor number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:\n    signal.signal(number, signal.SIG_IGN)\nwhile True:\n    time.sleep(1)\n",
+        """
+import signal, time
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+while True:
+    time.sleep(1)
+""",
         ends_with(Reason.TIMEOUT),
     ),
     _case(
         "stop itself",
         "timeout",
-        "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n",
+        """
+import os, signal
+os.kill(os.getpid(), signal.SIGSTOP)
+""",
         ends_with(Reason.TIMEOUT),
     ),
     _case(
         "stop all processes it may, the supervisor among them",
         "timeout",
-        "import os, signal\nif os.fork() == 0:\n    while True:\n        signal.pause()\nos.kill(-1, signal.SIGSTOP)\nos.kill(1, signal.SIGSTOP)\nos.kill(os.getpid(), signal.SIGSTOP)\n",
+        """
+import os, signal
+if os.fork() == 0:
+    while True:
+        signal.pause()
+os.kill(-1, signal.SIGSTOP)
+os.kill(1, signal.SIGSTOP)
+os.kill(os.getpid(), signal.SIGSTOP)
+""",
         ends_with(Reason.TIMEOUT),
     ),
     _case(
         "zombies by the thousand",
         "they are reaped, or count against its limit",
-        "import os\nmade = refused = 0\nfor _ in range(3000):\n    try:\n        if os.fork() == 0:\n            os._exit(0)\n        made += 1\n    except OSError:\n        refused += 1\n"
-        "print('EAGAIN' if refused else 'reaped', made, 'made')\n",
+        """
+import os
+made = refused = 0
+for _ in range(3000):
+    try:
+        if os.fork() == 0:
+            os._exit(0)
+        made += 1
+    except OSError:
+        refused += 1
+print('EAGAIN' if refused else 'reaped', made, 'made')
+""",
         _said("EAGAIN", "reaped"),
     ),
     _case(
         "orphans that go on after the agent",
         "they end with the run",
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(3600)\n    os._exit(0)\nprint('done')\n",
+        """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(3600)
+    os._exit(0)
+print('done')
+""",
         _said("done"),
     ),
     _case(
         "sleep for exactly its time",
         "completed or timeout, and only one of them",
-        "import time\ntime.sleep(3)\nprint('slept')\n",
+        """
+import time
+time.sleep(3)
+print('slept')
+""",
         ends_with(Reason.COMPLETED, Reason.TIMEOUT),
     ),
 )

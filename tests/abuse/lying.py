@@ -78,45 +78,90 @@ CASES = (
     _case(
         "print a result frame with a guessed nonce, and fail",
         "the frame is output, the exit code decides",
-        'import os, sys\nfor stream in (1, 2):\n    os.write(stream, b\'\\0AHR1\' + b\'0\' * 32 + b\'{"kind":"result","exit_code":0,"state":{"owned":1}}\\n\')\n'
-        "os.write(1, b'lie told\\n')\nsys.exit(3)\n",
+        """
+import os, sys
+for stream in (1, 2):
+    os.write(stream, b'\\0AHR1' + b'0' * 32 + b'{"kind":"result","exit_code":0,"state":{"owned":1}}\\n')
+os.write(1, b'lie told\\n')
+sys.exit(3)
+""",
         _only_output("lie told"),
     ),
     _case(
         "print an end mark with a guessed nonce, and go on",
         "the mark is output, the run goes on",
-        "import os, sys, time\nos.write(2, b'\\0AHE1' + b'0' * 64)\ntime.sleep(0.5)\nprint('lie told')\nsys.exit(3)\n",
+        """
+import os, sys, time
+os.write(2, b'\\0AHE1' + b'0' * 64)
+time.sleep(0.5)
+print('lie told')
+sys.exit(3)
+""",
         _only_output("lie told"),
     ),
     _case(
         "print the first half of a frame, then ten megabytes",
         "output, bounded as any other",
-        "import os, sys\nos.write(1, b'\\0AHR1')\nfor _ in range(1000):\n    os.write(1, b'x' * 10_000)\nsys.exit(3)\n",
+        """
+import os, sys
+os.write(1, b'\\0AHR1')
+for _ in range(1000):
+    os.write(1, b'x' * 10_000)
+sys.exit(3)
+""",
         _only_output("xxx"),
     ),
     _case(
         "write garbage into the pipe to the supervisor",
         "state_rejected or the exit code, nothing saved",
-        "import os, sys\nfor number in range(3, 20):\n    try:\n        os.write(number, b'S' + (5).to_bytes(4, 'big') + b'{{{{{' + b'?' * 5000)\n    except OSError:\n        pass\nsys.exit(3)\n",
+        """
+import os, sys
+for number in range(3, 20):
+    try:
+        os.write(number, b'S' + (5).to_bytes(4, 'big') + b'{{{{{' + b'?' * 5000)
+    except OSError:
+        pass
+sys.exit(3)
+""",
         _nothing_saved,
     ),
     _case(
         "announce a state of four gigabytes",
         "nothing saved, no memory taken for it",
-        "import os, sys\nfor number in range(3, 20):\n    try:\n        os.write(number, b'S' + (2**32 - 1).to_bytes(4, 'big') + b'x' * 5000)\n    except OSError:\n        pass\nsys.exit(3)\n",
+        """
+import os, sys
+for number in range(3, 20):
+    try:
+        os.write(number, b'S' + (2**32 - 1).to_bytes(4, 'big') + b'x' * 5000)
+    except OSError:
+        pass
+sys.exit(3)
+""",
         _nothing_saved,
     ),
     _case(
         "save a state, then fail",
         "nothing saved: only a run that ends well hands over",
-        _SAVE + "import sys\nhandoff.save({'early': 1})\nsys.exit(3)\n",
+        _SAVE
+        + """
+import sys
+handoff.save({'early': 1})
+sys.exit(3)
+""",
         _fails(Reason.EXIT_NONZERO),
     ),
     _case(
         "save a state while being stopped for its time",
         "timeout, nothing saved",
         _SAVE
-        + "import signal, sys, time\ndef late(number, frame):\n    handoff.save({'late': 1})\n    sys.exit(0)\nsignal.signal(signal.SIGTERM, late)\ntime.sleep(60)\n",
+        + """
+import signal, sys, time
+def late(number, frame):
+    handoff.save({'late': 1})
+    sys.exit(0)
+signal.signal(signal.SIGTERM, late)
+time.sleep(60)
+""",
         _fails(Reason.TIMEOUT),
         timeout_seconds=1,
     ),
@@ -130,13 +175,26 @@ CASES = (
         "a state nested ten thousand deep",
         "refused by name, or kept",
         _SAVE
-        + "import sys\nsys.setrecursionlimit(100_000)\nstate = {}\nfor _ in range(10_000):\n    state = {'a': state}\nhandoff.save(state)\n",
+        + """
+import sys
+sys.setrecursionlimit(100_000)
+state = {}
+for _ in range(10_000):
+    state = {'a': state}
+handoff.save(state)
+""",
         _refused_or_kept,
     ),
     _case(
         "NaN in the state",
         "state_rejected",
-        _SAVE + "try:\n    handoff.save({'n': float('nan')})\nexcept ValueError:\n    pass\n",
+        _SAVE
+        + """
+try:
+    handoff.save({'n': float('nan')})
+except ValueError:
+    pass
+""",
         _fails(Reason.STATE_REJECTED),
     ),
     _case(
@@ -148,13 +206,23 @@ CASES = (
     _case(
         "an integer of twenty thousand digits in the state",
         "refused by name, or kept",
-        _SAVE + "import sys\nsys.set_int_max_str_digits(0)\nhandoff.save({'n': 10 ** 20_000})\n",
+        _SAVE
+        + """
+import sys
+sys.set_int_max_str_digits(0)
+handoff.save({'n': 10 ** 20_000})
+""",
         _refused_or_kept,
     ),
     _case(
         "a name twice in one object, past the library",
         "nothing of it is trusted: one value, or refused",
-        'import os\nbody = b\'{"state":{"a":1,"a":2},"summary":""}\'\nimport handoff\nos.write(handoff._pipe, b\'S\' + len(body).to_bytes(4, \'big\') + body)\n',
+        """
+import os
+body = b'{"state":{"a":1,"a":2},"summary":""}'
+import handoff
+os.write(handoff._pipe, b'S' + len(body).to_bytes(4, 'big') + body)
+""",
         _refused_or_kept,
     ),
 )
