@@ -186,7 +186,8 @@ def no_container_is_left(sandbox_image: str) -> Iterator[None]:
         finally:
             await sandbox.close()
 
-    assert asyncio.run(remove_all()) == []
+    left = asyncio.run(remove_all())
+    assert left == [], left
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ class Torture:
     store: Literal["sqlite", "mongo"] = "sqlite"
     agents: int = 30
     #: `HARNESS_WARM_CONTAINERS` of each process.
-    warm: int = Settings.model_fields["warm_containers"].default
+    warm: int = 4
 
 
 @dataclass(frozen=True, slots=True)
