@@ -63,8 +63,22 @@ class LogFigures:
     peak_memory_mb: float
 
 
+#: ``docker logs -f`` now and then ends in the midst of a log on a busy machine; then it is asked anew.
+DOCKER_TRIES = 3
+
+
 async def docker_logs(environment: dict[str, str], image: str, lines: int) -> float:
     """Follow the program's log as a user would; return seconds to the last line."""
+    seen = 0
+    for _ in range(DOCKER_TRIES):
+        seconds, seen = await _follow_once(environment, image, lines)
+        if seen >= lines:
+            return seconds
+    raise SystemExit(f"docker logs -f gave {seen} of {lines} lines, and no more in {DOCKER_TRIES} tries")
+
+
+async def _follow_once(environment: dict[str, str], image: str, lines: int) -> tuple[float, int]:
+    """Return the seconds to the last line that came, and how many did."""
 
     async def docker(*arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
@@ -91,9 +105,7 @@ async def docker_logs(environment: dict[str, str], image: str, lines: int) -> fl
             seen += data.count(b"\n")
         seconds = time.perf_counter() - began
         await following.communicate()
-        if seen < lines:
-            raise SystemExit(f"docker logs -f gave {seen} of {lines} lines")
-        return seconds
+        return seconds, seen
     finally:
         await docker("rm", "-f", container)
 
