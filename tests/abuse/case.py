@@ -48,9 +48,8 @@ class Case:
     expected: str
     code: str
     judge: Judge
-    #: Of its config, beside the limits that all have.
+    #: Of its config; what is left open has its default.
     limits: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: What expressions of `attempts` may use.

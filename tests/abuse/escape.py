@@ -9,8 +9,9 @@ from harness.models import Reason
 _GROUP = "escape and reach"
 
 
-def _refused(attack: str, what: dict[str, str], expected: str = "each is refused") -> Case:
-    return Case(_GROUP, attack, expected, attempts(what), nothing_got, limits={"timeout_seconds": 20})
+def _refused(attack: str, what: dict[str, str]) -> Case:
+    limits = {"timeout_seconds": 20}
+    return Case(_GROUP, attack, "each is refused", attempts(what), nothing_got, limits)
 
 
 def _goes_on(seen: Seen) -> str:

@@ -25,21 +25,17 @@ def _bounded_processes(seen: Seen) -> str:
     return f"{seen.task.reason}; at most {peak} processes at once"
 
 
-def _out_of_memory(seen: Seen) -> str:
-    peak = _usage(seen).peak_memory_bytes or 0
-    seen.require(peak <= _MEMORY_BYTES, f"used {peak} bytes")
-    seen.require(
-        seen.task.reason in (Reason.OUT_OF_MEMORY, Reason.EXIT_NONZERO, Reason.COMPLETED), "not by its limit"
-    )
-    return f"{seen.task.reason}; {peak / MIB:.0f} MiB at most"
+def _within_memory(*more: Reason) -> Judge:
+    """Judge by the memory that was used, and by an end at its limit, by itself, or for one of `more` reasons."""
+    reasons = (Reason.OUT_OF_MEMORY, Reason.EXIT_NONZERO, Reason.COMPLETED, *more)
 
+    def judge(seen: Seen) -> str:
+        peak = _usage(seen).peak_memory_bytes or 0
+        seen.require(peak <= _MEMORY_BYTES, f"used {peak} bytes")
+        seen.require(seen.task.reason in reasons, "not by its limit")
+        return f"{seen.task.reason}; {peak / MIB:.0f} MiB at most"
 
-def _out_of_memory_or(seen: Seen, reason: Reason) -> str:
-    if seen.task.reason is not reason:
-        return _out_of_memory(seen)
-    peak = _usage(seen).peak_memory_bytes or 0
-    seen.require(peak <= _MEMORY_BYTES, f"used {peak} bytes")
-    return f"{reason}; {peak / MIB:.0f} MiB at most"
+    return judge
 
 
 def _bounded_output(seen: Seen) -> str:
@@ -115,7 +111,7 @@ kept = []
 while True:
     kept.append(b'x' * 1_000_000)
 """,
-        _out_of_memory,
+        _within_memory(),
     ),
     _case(
         "memory bomb in a child",
@@ -124,7 +120,7 @@ while True:
 import subprocess, sys
 subprocess.run([sys.executable, '-c', "k=[]\\nwhile True: k.append(b'x' * 1_000_000)"])
 """,
-        _out_of_memory,
+        _within_memory(),
     ),
     _case(
         "fill /tmp and /dev/shm",
@@ -138,7 +134,7 @@ for folder in ('/tmp', '/dev/shm'):
     except OSError as error:
         print('errno', error.errno)
 """,
-        _out_of_memory,
+        _within_memory(),
     ),
     _case(
         "page cache: write and delete for as long as it may",
@@ -154,7 +150,7 @@ while True:
         pass
     os.unlink('/tmp/x')
 """,
-        lambda seen: _out_of_memory_or(seen, Reason.TIMEOUT),
+        _within_memory(Reason.TIMEOUT),
     ),
     _case(
         "spin in forty processes",
@@ -214,7 +210,7 @@ try:
 except OSError as error:
     print('ENOSPC' if error.errno == 28 else error.errno, 'after', made, 'files')
 """,
-        lambda seen: _out_of_memory_or(seen, Reason.TIMEOUT),
+        _within_memory(Reason.TIMEOUT),
     ),
     _case(
         "open files without end",

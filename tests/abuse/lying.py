@@ -17,10 +17,10 @@ def _case(attack: str, expected: str, code: str, judge: Judge, **limits: float) 
     return Case(_GROUP, attack, expected, code, judge, limits={"timeout_seconds": 10} | limits)
 
 
-def _fails(reason: Reason, *, saved: bool = False) -> Judge:
+def _fails(reason: Reason) -> Judge:
     def judge(seen: Seen) -> str:
         seen.require(seen.task.reason is reason, f"it did not end as {reason}")
-        seen.require((seen.state is not None) is saved, f"its state is {seen.state}")
+        seen.require(seen.state is None, f"its state is {seen.state}")
         return f"{reason}; nothing saved"
 
     return judge

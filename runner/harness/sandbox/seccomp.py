@@ -66,6 +66,7 @@ SOCKET_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NE
 NAMESPACE_FLAGS = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 #: personality(2)'s PER_LINUX, and its question what is set.
 _PERSONALITIES = (0x0, 0xFFFFFFFF)
+_S390X = {"arches": ["s390x"]}
 
 
 def profile() -> dict[str, Any]:
@@ -84,9 +85,6 @@ def profile() -> dict[str, Any]:
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
         ],
     }
-
-
-_S390X = {"arches": ["s390x"]}
 
 
 def _allow_if(name: str, argument: int, value: int, *, op: str = "SCMP_CMP_EQ") -> dict[str, Any]:
