@@ -109,7 +109,10 @@ class Arena:
         return Seen(task, text["stdout"], text["stderr"], state)
 
     async def look_after_victim(self) -> None:
-        """End the victim's schedule, and note what became of its fires."""
+        """End the victim's schedule, after one fire at least, and note what became of its fires."""
+        async with asyncio.timeout(EVERY_SECONDS + _START_SECONDS):
+            while not (await self.client.list_tasks(agent_id=self._victim_id, limit=1)).items:  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.1)
         await self.client.delete_schedule(self._victim_id)
         async with asyncio.timeout(_START_SECONDS):
             while True:
