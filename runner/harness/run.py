@@ -146,8 +146,8 @@ class TaskRun:
         #: What is said when the task is given back; None: it is not to be.
         self._handed_back: str | None = None
         self._was_handed_back = False
-        #: Whether it was handed back because the engine did not answer.
-        self.engine_was_away = False
+        #: Why it was handed back, where that is since the engine did not answer.
+        self.engine_was_away: EngineUnavailableError | None = None
         self._can_hand_back = can_hand_back
 
     @property
@@ -257,7 +257,7 @@ class TaskRun:
             if not self._can_hand_back or self._start_seconds is not None:
                 return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
             # No failure of the agent's, and nothing for its retries to be spent on.
-            self.engine_was_away = True
+            self.engine_was_away = error
             self._handed_back = error.message
             return SandboxResult(Reason.LOST, -1, error.message)
         except SandboxError as error:

@@ -61,6 +61,8 @@ class Worker:
             )
         self._closing = False
         self._engine_answers = False
+        #: What a run that has ended met; what runs still may meet is told by themselves.
+        self._engine_was_away: EngineUnavailableError | None = None
         self._pause = Pause(parts.store, parts.clock)
         self._loops: list[asyncio.Task[None]] = []
         self._runs: dict[asyncio.Task[None], TaskRun | None] = {}
@@ -154,10 +156,8 @@ class Worker:
         free = self._max_concurrent - len(self._runs)
         if free <= 0:
             return 0
-        # A run that found the engine away hands its task back before it ends, and the task is due at once.
-        if not self._engine_answers or any(
-            run.engine_was_away for run in self._runs.values() if run is not None
-        ):
+        self._heed_engine()
+        if not self._engine_answers:
             await self._parts.sandbox.owned_containers(self._parts.store.store_id)
             self._engine_answers = True
         for run in self._runs.values():
@@ -175,6 +175,20 @@ class Worker:
             self._runs[running] = None
             running.add_done_callback(self._ended)
         return len(tasks)
+
+    def _heed_engine(self) -> None:
+        """Raise what a run met that found the engine away: its task is due again at once, and would be for ever.
+
+        It counts whatever the engine answers now: on a connection that is kept, an engine that takes no new one still does.
+        """
+        met = [
+            self._engine_was_away,
+            *(run.engine_was_away for run in self._runs.values() if run is not None),
+        ]
+        self._engine_was_away = None
+        if away := next(filter(None, met), None):
+            self._engine_answers = False
+            raise away
 
     def _leave_lost_lease(self, run: TaskRun | None) -> None:
         """Take another name once a run has lost its lease, as after a freeze.
@@ -217,8 +231,7 @@ class Worker:
             # Its lease runs out, and then somebody else has it.
             logger.error("task %d given up: %s", task.id, error, extra={"action": "run_given_up", **about})
             return
-        if run.engine_was_away:
-            self._engine_answers = False
+        self._engine_was_away = run.engine_was_away or self._engine_was_away
         if run.was_handed_back:
             return
         about |= {"reason": result.reason, "seconds": round(result.duration_seconds, 3)}

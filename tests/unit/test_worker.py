@@ -349,6 +349,24 @@ async def test_an_engine_that_goes_away_costs_no_retries_and_few_attempts(
     ]
 
 
+async def test_an_engine_that_answers_and_makes_no_container_is_not_asked_in_a_loop(
+    shop: Shop, hire: Hire, engine: Engine
+) -> None:
+    hire()
+    await eventually(lambda: shop.clock.sleepers >= 3)
+    engine.leave()
+    engine.is_away = False  # as on a connection that is kept
+    task = await shop.pending(await shop.agent(), max_retries=0)
+
+    for _ in range(5):
+        await shop.advance(BACK_OFF_SECONDS)
+    assert 2 <= len((await shop.store.get_task(task.id)).attempts) <= 6
+    engine.come_back()
+    await shop.advance(BACK_OFF_SECONDS)
+
+    assert (await shop.until_status(task, COMPLETED)).retry_count == 0
+
+
 async def test_a_container_that_cannot_be_made_is_a_failure(shop: Shop, hire: Hire) -> None:
     (task,) = await shop.agents_with_tasks(1)
     shop.sandbox.open_error = SandboxError("the engine does not have the image")
