@@ -7,6 +7,7 @@ noted, and at the end no container of any of them may be left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from harness.ports import (
     SandboxLimits,
     SandboxResult,
     SandboxSpec,
+    WarmLabels,
 )
 from harness.sandbox.docker import DockerSandbox
 from harness.sandbox.inspection import ping
@@ -44,6 +46,9 @@ LIMITS = SandboxLimits(
     output_bytes=MIB,
     state_bytes=64 * 1024,
 )
+
+#: Within this time the containers that waited in a process have ended after it was killed, in seconds.
+SPARE_END_SECONDS = 10.0
 
 #: Every store id that tests made containers under.
 used_store_ids: set[str] = set()
@@ -167,22 +172,39 @@ def sandbox_image() -> str:
     return asyncio.run(prepare())
 
 
+def _waits(container: OwnedContainer) -> bool:
+    return isinstance(container.labels, WarmLabels) and container.state != "exited"
+
+
 @pytest.fixture(scope="session")
 def no_container_is_left(sandbox_image: str) -> Iterator[None]:
-    """Looks at the very end, whatever the tests did, and cleans up what it complains of."""
+    """Looks at the very end, whatever the tests did, and cleans up what it complains of.
+
+    A process that is killed leaves the containers that waited in it to end by themselves, and to a sweep that a store
+    with no process left never gets: those that have ended are no complaint.
+    """
     yield
 
     async def remove_all() -> list[OwnedContainer]:
         sandbox = make_sandbox(Settings.load(), SystemClock())
-        try:
-            left = [
+
+        async def owned() -> list[OwnedContainer]:
+            return [
                 container
                 for store_id in sorted(used_store_ids)
                 for container in await sandbox.owned_containers(store_id)
             ]
-            for container in left:
+
+        async def have_ended() -> bool:
+            return not any(_waits(container) for container in await owned())
+
+        try:
+            with contextlib.suppress(pytest.fail.Exception):
+                await wait_until(have_ended, timeout_seconds=SPARE_END_SECONDS)
+            found = await owned()
+            for container in found:
                 await sandbox.remove_container(container.container_id)
-            return left
+            return [one for one in found if _waits(one) or isinstance(one.labels, SandboxLabels)]
         finally:
             await sandbox.close()
 
