@@ -127,7 +127,7 @@ class Settings(BaseSettings):
 
     #: Containers that a worker keeps waiting for tasks it expects, so that their runs begin at once; 0: none. And about
     #: how much memory they may take.
-    warm_containers: Annotated[int, Field(ge=0, le=1000)] = 0
+    warm_containers: Annotated[int, Field(ge=0, le=1000)] = 4
     warm_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 256
 
     #: Keys that secrets are encrypted with, made by ``harness secrets keygen``, with commas between them: the first one

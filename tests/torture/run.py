@@ -53,7 +53,7 @@ class Torture:
     store: Literal["sqlite", "mongo"] = "sqlite"
     agents: int = 30
     #: `HARNESS_WARM_CONTAINERS` of each process.
-    warm: int = 4
+    warm: int = Settings.model_fields["warm_containers"].default
 
 
 @dataclass(frozen=True, slots=True)
