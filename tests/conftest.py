@@ -11,7 +11,11 @@ from time import monotonic, sleep
 import hypothesis
 import psutil
 import pytest
+from tests.sandboxes import no_container_is_left, sandbox_image
 from xdist.scheduler import LoadScopeScheduling
+
+# Here alone: a fixture that is imported in two places is two, and one's last look is before the other's servers end.
+__all__ = ["no_container_is_left", "sandbox_image"]
 
 # How long one example takes says how busy the machine is; a hang ends by the timeout of its test.
 hypothesis.settings.register_profile("here", deadline=None)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.sandboxes import lab, no_container_is_left, sandbox, sandbox_image
+from tests.sandboxes import lab, sandbox
 
-__all__ = ["lab", "no_container_is_left", "sandbox", "sandbox_image"]
+__all__ = ["lab", "sandbox"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.sandboxes import no_container_is_left, sandbox_image
 from tests.services import Service, Site, site
 
 from harness.api import tokens
@@ -30,7 +29,7 @@ from harness.tokens import Scope, ScopeName, TokenDraft, TokenText, new_secret
 from harness_server.endpoint import Endpoint
 from harness_server.routes import ENDPOINTS
 
-__all__ = ["no_container_is_left", "sandbox_image", "site"]
+__all__ = ["site"]
 
 ALL = [endpoint for endpoints in ENDPOINTS.values() for endpoint in endpoints]
 BELOW: dict[Scope, ScopeName] = {Scope.RUN: "read", Scope.ADMIN: "run"}

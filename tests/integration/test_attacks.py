@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.integration.test_access import Server, make_server
-from tests.sandboxes import no_container_is_left, sandbox_image
 from tests.services import Site, site
 
 from harness.client import HarnessClient
 
-__all__ = ["no_container_is_left", "sandbox_image", "site"]
+__all__ = ["site"]
 
 GIB = 1024**3
 MIB = 1024**2

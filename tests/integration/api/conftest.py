@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.sandboxes import no_container_is_left, sandbox_image
 from tests.services import Server, running_server
 
 from harness.api import HarnessApi, LocalApi
@@ -16,8 +15,6 @@ from harness.client import HarnessClient
 from harness.clock import SystemClock
 from harness.models import Agent, AgentDraft
 from harness.wiring import make_store
-
-__all__ = ["no_container_is_left", "sandbox_image"]
 
 
 @pytest.fixture(scope="session")
