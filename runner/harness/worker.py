@@ -20,7 +20,7 @@ from harness.aio import uninterrupted
 from harness.errors import AgentNotFoundError, EngineUnavailableError, HarnessError
 from harness.executor import AgentExecutor
 from harness.models import Claim, LoadedAgent, Reason, Task
-from harness.polling import BACK_OFF_SECONDS, Outage, Pause
+from harness.polling import BACK_OFF_SECONDS, POLL_SECONDS, Outage, Pause
 from harness.recovery import sweep
 from harness.run import RunParts, TaskRun
 from harness.warming import Warming
@@ -74,6 +74,10 @@ class Worker:
     def running(self) -> int:
         """How many tasks run here now."""
         return len(self._runs)
+
+    @property
+    def _free(self) -> int:
+        return self._max_concurrent - len(self._runs)
 
     def start(self) -> None:
         """Begin to claim, as soon as the engine answers."""
@@ -148,12 +152,15 @@ class Worker:
                 await self._pause.seconds(BACK_OFF_SECONDS)
             else:
                 outage.over()
-                if claimed == 0 and not self._closing:
+                if self._free <= 0:
+                    # The end of a run wakes it, as does the end of all; what falls due before could not be claimed.
+                    await self._pause.seconds(POLL_SECONDS)
+                elif claimed == 0 and not self._closing:
                     await self._pause.until_due()
 
     async def _claim(self) -> int:
         """Begin as many due tasks as there is room for; return their number."""
-        free = self._max_concurrent - len(self._runs)
+        free = self._free
         if free <= 0:
             return 0
         self._heed_engine()

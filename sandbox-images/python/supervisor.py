@@ -36,6 +36,12 @@ LINGER_SECONDS = 10.0
 MAX_ERROR_BYTES = 4096
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
+#: signalfd(2): flags, the size of a set of signals as libc takes it and of what is read, and codes of siginfo_t.
+SFD_CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
+SIGSET_BYTES = 128
+SIGNAL_BYTES = 128
+SI_USER = 0
+SI_KERNEL = 0x80
 
 
 def main() -> None:
@@ -79,12 +85,12 @@ class Supervisor:
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _noop)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        sigterm = open_sigterm()
         # Python's own handler would let the agent end this process; without one the kernel spares PID 1: pid_namespaces(7).
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         poll = select.poll()
-        for fd in (0, wake_read, self.reports.fd):
+        for fd in (0, wake_read, sigterm, self.reports.fd):
             poll.register(fd, select.POLLIN)
         while self.status is None:
             for fd, _ in poll.poll(self._poll_milliseconds()):
@@ -92,6 +98,9 @@ class Supervisor:
                     self._read_stdin()
                 elif fd == wake_read:
                     os.read(wake_read, 4096)
+                elif fd == sigterm:
+                    if is_from_outside(os.read(sigterm, SIGNAL_BYTES)):
+                        self._stop("signal")
                 elif not self.reports.read():
                     poll.unregister(fd)
             self._reap()
@@ -117,9 +126,6 @@ class Supervisor:
         if self.kill_at is None:
             return None
         return max(0.0, self.kill_at - time.monotonic()) * 1000 + 1
-
-    def _on_sigterm(self, _signal: int, _frame: "FrameType | None") -> None:
-        self._stop("signal")
 
     def _stop(self, by: str) -> None:
         if self.stopped_by is None and self.status is None:
@@ -195,6 +201,7 @@ class Supervisor:
     def _linger(self) -> None:
         """Stay until stdin is closed: the engine would begin at once to take the container of an ended PID 1 down."""
         signal.signal(signal.SIGTERM, lambda _signal, _frame: os._exit(0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         poll = select.poll()
         poll.register(0, select.POLLIN)
         deadline = time.monotonic() + LINGER_SECONDS
@@ -293,12 +300,38 @@ class Reports:
 
 def forbid_inspection() -> None:
     """Close /proc/1/mem, /proc/1/fd and ptrace to processes of the same user: prctl(2), PR_SET_DUMPABLE."""
+    call_libc("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if call_libc("prctl", PR_GET_DUMPABLE, 0, 0, 0, 0) != 0:
+        sys.exit("supervisor: prctl(PR_SET_DUMPABLE) failed")
+
+
+def open_sigterm() -> int:
+    """Return a file that SIGTERM is read from: a handler is not told who sent it, which may be the agent."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signals = (1 << (signal.SIGTERM - 1)).to_bytes(8, sys.byteorder) + bytes(SIGSET_BYTES - 8)
+    fd = call_libc("signalfd", -1, signals, SFD_CLOEXEC_NONBLOCK)
+    if fd < 0:
+        sys.exit("supervisor: signalfd failed")
+    return fd
+
+
+def is_from_outside(sent: bytes) -> bool:
+    """Return whether a signalfd_siginfo tells of a sender outside this container, whose process has no number here.
+
+    The kernel fills in who calls kill(2); what rt_sigqueueinfo(2) may say of its caller has another code, below 0.
+    """
+    code = int.from_bytes(sent[8:12], sys.byteorder, signed=True)
+    sender = int.from_bytes(sent[12:16], sys.byteorder)
+    return code in (SI_USER, SI_KERNEL) and sender == 0
+
+
+def call_libc(name: str, *arguments: "int | bytes") -> int:
+    """Call a function of the C library; `ctypes` itself would cost each container its import."""
     import _ctypes
 
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")  # type: ignore[arg-type]
-    _ctypes.call_function(prctl, (PR_SET_DUMPABLE, 0, 0, 0, 0))
-    if _ctypes.call_function(prctl, (PR_GET_DUMPABLE, 0, 0, 0, 0)) != 0:
-        sys.exit("supervisor: prctl(PR_SET_DUMPABLE) failed")
+    function = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name)  # type: ignore[arg-type]
+    result: int = _ctypes.call_function(function, arguments)
+    return result
 
 
 def sha256(data: bytes) -> bytes:

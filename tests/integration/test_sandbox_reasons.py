@@ -272,7 +272,7 @@ print("still here")
 
 
 @pytest.mark.parametrize(
-    "number", ["SIGKILL", "SIGSTOP", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGCHLD"]
+    "number", ["SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGCHLD"]
 )
 async def test_an_agent_cannot_end_its_supervisor(lab: Lab, number: str) -> None:
     ran = await lab.run(f"""
@@ -286,6 +286,23 @@ print("still here")
 """)
 
     assert (ran.result.error, ran.stdout) == (None, b"still here\n")
+
+
+async def test_an_agent_cannot_pass_for_somebody_outside_who_stops_it(lab: Lab) -> None:
+    ran = await lab.run("""
+import ctypes, signal, time
+# siginfo_t: number, errno, code, padding, sender; sigqueue(3) lets its caller say who that is.
+SI_QUEUE = -1
+for code in (0, 0x80, SI_QUEUE):
+    said = (ctypes.c_int32 * 32)(signal.SIGTERM, 0, code, 0, 0, 0)
+    number = {"x86_64": 129, "aarch64": 138}[__import__("os").uname().machine]
+    print(ctypes.CDLL(None).syscall(number, 1, signal.SIGTERM, said))
+time.sleep(0.1)
+print("still here")
+""")
+
+    # The kernel refuses codes that only it may give.
+    assert (ran.result.error, ran.stdout) == (None, b"-1\n-1\n0\nstill here\n")
 
 
 # The wall time
