@@ -38,6 +38,8 @@ class CheckStatus(StrEnum):
     """How a check ended."""
 
     OK = "ok"
+    #: Runs work; something about them should be looked at.
+    WARNING = "warning"
     PROBLEM = "problem"
     SKIPPED = "skipped"
 
@@ -50,13 +52,22 @@ class CheckResult:
     status: CheckStatus
     #: What was found, what is wrong, or why the check was left out.
     detail: str
-    #: What to do about a problem.
+    #: What to do about a problem or a warning.
     remedy: str | None = None
     duration_seconds: float = 0.0
 
 
 class ProblemError(Exception):
     """A check found a problem."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+
+
+class WorryError(Exception):
+    """A check found something that does not keep runs from working."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(detail)
@@ -93,6 +104,7 @@ class Doctor:
             ("data directory", ("settings",), self._check_data_dir),
             ("store", ("settings",), self._check_store),
             ("engine", ("settings",), self._check_engine),
+            ("versions", ("engine",), self._check_versions),
             ("limits", ("engine",), self._check_limits),
             ("cgroups", ("engine",), self._check_cgroups),
             ("security", ("engine",), self._check_security),
@@ -123,6 +135,8 @@ class Doctor:
                 return finding(CheckStatus.OK, await check())
         except NotNeededError as reason:
             return finding(CheckStatus.SKIPPED, str(reason))
+        except WorryError as worry:
+            return finding(CheckStatus.WARNING, worry.detail, worry.remedy)
         except ProblemError as problem:
             return finding(CheckStatus.PROBLEM, problem.detail, problem.remedy)
         except HarnessError as error:
@@ -191,6 +205,17 @@ class Doctor:
         self._sandbox = sandbox
         facts = self._facts
         return f"Docker {facts.version}, API {facts.api_version}, {facts.storage_driver}, at {sandbox.engine.address.url}"
+
+    async def _check_versions(self) -> str:
+        from harness.cli.escapes import describe_escapes, list_versions
+
+        components = self._facts.components
+        versions = list_versions(components)
+        escapes = describe_escapes(components)
+        if escapes is not None:
+            known, remedy = escapes
+            raise WorryError(f"{versions}; {known}", remedy)
+        return f"{versions}; none with a known escape"
 
     async def _check_limits(self) -> str:
         facts = self._facts

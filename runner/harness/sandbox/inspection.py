@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from docker import APIClient
 
 from harness.errors import EngineUnavailableError, ImageMissingError
+from harness.sandbox.advisories import ENGINE, EngineComponent
 from harness.sandbox.connections import close_stream
 from harness.sandbox.engine import Engine
 
@@ -36,6 +37,8 @@ class EngineFacts:
     security_options: tuple[str, ...]
     warnings: tuple[str, ...]
     rootless: bool
+    #: The engine, containerd, runc and what else it names.
+    components: tuple[EngineComponent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,21 @@ async def engine_facts(engine: Engine) -> EngineFacts:
         security_options=security,
         warnings=tuple(info.get("Warnings") or ()),
         rootless=any(option.startswith("name=rootless") for option in security),
+        components=_components(version),
     )
+
+
+def _components(version: dict[str, Any]) -> tuple[EngineComponent, ...]:
+    found = tuple(
+        EngineComponent(
+            name=str(entry.get("Name", "")),
+            version=str(entry.get("Version", "")),
+            build=str((entry.get("Details") or {}).get("GitCommit", "")),
+        )
+        for entry in version.get("Components") or ()
+    )
+    # Engines before 18.06, and what else speaks their API, name no parts.
+    return found or (EngineComponent(ENGINE, str(version.get("Version", "unknown"))),)
 
 
 async def has_image(engine: Engine, image: str) -> bool:
