@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from harness.cli.escapes import describe_escapes, list_versions
+from harness.cli.findings import WorryError
+from harness.cli.isolation import describe_versions
 from harness.sandbox.advisories import (
     ADVISORIES,
     CONTAINERD,
@@ -18,11 +20,37 @@ from harness.sandbox.advisories import (
     is_of_a_distribution,
     parse_version,
 )
+from harness.sandbox.hostconfig import ENGINES_OWN, Isolation
+from harness.sandbox.inspection import EngineFacts
 
 
 def cves_of(name: str, version: str, build: str = "") -> set[str]:
     found = find_advisories([EngineComponent(name, version, build)])
     return {cve for _, advisory in found for cve in advisory.cves}
+
+
+def facts_of(*components: EngineComponent) -> EngineFacts:
+    return EngineFacts(
+        version="29.0.0",
+        api_version="1.52",
+        cgroup_version="2",
+        cgroup_driver="systemd",
+        storage_driver="overlay2",
+        memory_limit=True,
+        swap_limit=True,
+        pids_limit=True,
+        cpu_quota=True,
+        security_options=(),
+        warnings=(),
+        rootless=False,
+        components=components,
+    )
+
+
+def worry_about(*components: EngineComponent) -> WorryError:
+    with pytest.raises(WorryError) as caught:
+        describe_versions(facts_of(*components), ENGINES_OWN)
+    return caught.value
 
 
 def test_versions_come_in_upstreams_order() -> None:
@@ -112,29 +140,33 @@ def test_the_newest_versions_have_none() -> None:
         EngineComponent(RUNC, "1.4.3", "v1.4.3-0-gc67132530367"),
         EngineComponent("docker-init", "0.19.0", "de40ad0"),
     ]
-    assert describe_escapes(newest) is None
-    assert list_versions(newest) == "Docker 29.5.1, containerd v2.3.5, runc 1.4.3"
+    said = describe_versions(facts_of(*newest), ENGINES_OWN)
+    assert said == "Docker 29.5.1, containerd v2.3.5, runc 1.4.3; no known escape"
 
 
 def test_a_finding_names_cve_fix_and_remedy() -> None:
-    escapes = describe_escapes([EngineComponent(RUNC, "1.1.11", "v1.1.11-0-g4bccb38c")])
-    assert escapes is not None
-    known, remedy = escapes
-    assert known.startswith(
-        "known escapes: runc has CVE-2024-21626 (takes an image of the attacker's; fixed in 1.1.12)"
+    worry = worry_about(EngineComponent(RUNC, "1.1.11", "v1.1.11-0-g4bccb38c"))
+    assert worry.detail.startswith(
+        "runc 1.1.11; known escapes: runc has CVE-2024-21626 (takes an image of the attacker's; fixed in 1.1.12)"
     )
-    assert "fixed in 1.2.8, 1.3.3 and 1.4.0-rc.3" in known
-    assert remedy == "upgrade the engine with its containerd and runc"
+    assert "fixed in 1.2.8, 1.3.3 and 1.4.0-rc.3" in worry.detail
+    assert worry.remedy == "upgrade the engine with its containerd and runc"
 
 
 def test_of_a_distributions_package_it_is_said_that_it_may_be_patched() -> None:
-    escapes = describe_escapes([EngineComponent(RUNC, "1.1.5+ds1", "1.1.5+ds1-1+deb12u1")])
-    assert escapes is not None
-    known, remedy = escapes
-    assert known.startswith(
-        "known escapes, unless the distribution patched them under these versions: runc has"
+    worry = worry_about(EngineComponent(RUNC, "1.1.5+ds1", "1.1.5+ds1-1+deb12u1"))
+    assert (
+        "known escapes, unless the distribution patched them under these versions: runc has" in worry.detail
     )
-    assert "runc 1.1.5+ds1-1+deb12u1" in remedy
+    assert "runc 1.1.5+ds1-1+deb12u1" in worry.remedy
+
+
+def test_runcs_holes_are_no_finding_where_agents_run_in_another_runtime() -> None:
+    facts = facts_of(EngineComponent(RUNC, "1.1.11"))
+    assert describe_versions(facts, Isolation(runtime="runsc")) == "runc 1.1.11; no known escape"
+    assert describe_versions(replace(facts, default_runtime="runsc"), ENGINES_OWN).endswith("no known escape")
+    with pytest.raises(WorryError):
+        describe_versions(replace(facts, default_runtime="runsc"), Isolation(runtime="runc"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from harness.cli.session import EXIT_FAILED, note_that_it_is_local, run_async
 from harness.errors import SettingsError
 
 if TYPE_CHECKING:
-    from harness.cli.checks import CheckResult
+    from harness.cli.findings import CheckResult
 
 _NAME_WIDTH = len("data directory")
 _WORD_WIDTH = len("PROBLEM")

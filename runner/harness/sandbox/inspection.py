@@ -39,6 +39,9 @@ class EngineFacts:
     rootless: bool
     #: The engine, containerd, runc and what else it names.
     components: tuple[EngineComponent, ...] = ()
+    #: Names of its runtimes, and of the one that it takes where none is named.
+    runtimes: tuple[str, ...] = ()
+    default_runtime: str = "runc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class ContainerLimits:
     read_only: bool
     dropped_capabilities: tuple[str, ...]
     security_options: tuple[str, ...]
+    runtime: str = ""
 
 
 async def ping(engine: Engine, *, timeout_seconds: float = PING_TIMEOUT_SECONDS) -> None:
@@ -113,6 +117,8 @@ async def engine_facts(engine: Engine) -> EngineFacts:
         warnings=tuple(info.get("Warnings") or ()),
         rootless=any(option.startswith("name=rootless") for option in security),
         components=_components(version),
+        runtimes=tuple(info.get("Runtimes") or ()),
+        default_runtime=str(info.get("DefaultRuntime") or "runc"),
     )
 
 
@@ -152,4 +158,5 @@ async def container_limits(engine: Engine, container_id: str) -> ContainerLimits
         read_only=bool(host.get("ReadonlyRootfs")),
         dropped_capabilities=tuple(host.get("CapDrop") or ()),
         security_options=tuple(host.get("SecurityOpt") or ()),
+        runtime=str(host.get("Runtime") or ""),
     )
