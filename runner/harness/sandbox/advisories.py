@@ -64,7 +64,7 @@ ADVISORIES = (
         ("CVE-2019-5736",),
         ("1.0.0-rc7",),
         "root in a container",
-        "https://github.com/opencontainers/runc/issues/1985",
+        "https://github.com/containerd/containerd/pull/3181",
     ),
     Advisory(
         RUNC,
@@ -87,7 +87,6 @@ ADVISORIES = (
         ("1.1.12",),
         "an image of the attacker's",
         "https://github.com/opencontainers/runc/security/advisories/GHSA-xr7r-f8xq-vfvv",
-        introduced="1.0.0-rc93",
         # Debian's changelog of that package.
         patched_packages=("1.1.5+ds1-1+deb12u1",),
     ),
