@@ -43,11 +43,25 @@ fuzz seconds="600" seed="random":
     @HARNESS_TEST_FUZZ_SECONDS="{{ seconds }}" HARNESS_TEST_FUZZ_SEED="{{ seed }}" \
         scripts/docker-engine {{ bin }}/pytest tests/acceptance/test_openapi_holds.py
 
-# Lint, check the format and check the types
+# Lint, check the format, the types and the list of licences
 check:
     {{ bin }}/ruff check
     {{ bin }}/ruff format --check
     {{ bin }}/mypy
+    {{ bin }}/python scripts/licenses.py --check
+
+# Hold the locked versions against the vulnerabilities that PyPI knows of; exit code 3: they could not be looked up
+[no-exit-message]
+audit *args:
+    @{{ bin }}/python scripts/audit.py "$@"
+
+# Write a bill of materials (CycloneDX) of what the product runs on: ./justw sbom agent-harness.cdx.json
+sbom *args:
+    @{{ bin }}/python scripts/sbom.py "$@"
+
+# Write docs/licenses.md, the licences of what the product runs on
+licenses:
+    @{{ bin }}/python scripts/licenses.py
 
 # Format, and fix what can be fixed safely
 format:

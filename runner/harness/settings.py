@@ -66,6 +66,12 @@ def _check_keys(keys: SecretStr | None) -> SecretStr | None:
     return keys
 
 
+def _check_profile(profile: str | None) -> str | None:
+    if profile == "unconfined":
+        raise ValueError("unconfined is no profile; leave it unset for the engine's own")
+    return profile
+
+
 class Settings(BaseSettings):
     """Every setting, with its default."""
 
@@ -124,6 +130,14 @@ class Settings(BaseSettings):
     )
     #: Image of Python agents. Not set: the product's own, built when it is missing.
     sandbox_image: str | None = None
+    #: Runtime of the engine that containers are made with, such as gVisor's ``runsc``. Not set: the engine's default.
+    sandbox_runtime: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = None
+    #: AppArmor profile for them, loaded into the kernel by somebody else. Not set: the engine's own, where it has AppArmor.
+    apparmor_profile: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$"),
+        AfterValidator(_check_profile),
+    ] = None
 
     #: Containers that a worker keeps waiting for tasks it expects, so that their runs begin at once; 0: none. And about
     #: how much memory they may take.

@@ -21,6 +21,7 @@ from harness.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from harness.sandbox.docker import DockerSandbox
+    from harness.sandbox.hostconfig import Isolation
     from harness.sandbox.images import SandboxImages
 
 
@@ -58,6 +59,13 @@ def make_store(settings: Settings, clock: Clock) -> Store:
     return SqliteStore(settings.data_dir / "harness.db", clock=clock)
 
 
+def isolation_of(settings: Settings) -> Isolation:
+    """Return what the settings want containers to be held in by."""
+    from harness.sandbox.hostconfig import Isolation
+
+    return Isolation(settings.sandbox_runtime, settings.apparmor_profile)
+
+
 def make_sandbox(settings: Settings, clock: Clock) -> DockerSandbox:
     """Return the sandbox that the settings name; it connects on first use."""
     # Only here: commands that need the store alone are spared the Docker SDK, a fifth of their time.
@@ -66,7 +74,7 @@ def make_sandbox(settings: Settings, clock: Clock) -> DockerSandbox:
     from harness.sandbox.images import SandboxImages
     from harness.sandbox.locate import find_engine
 
-    engine = Engine(find_engine(settings))
+    engine = Engine(find_engine(settings), isolation_of(settings))
     return DockerSandbox(
         engine,
         SandboxImages(engine, default=settings.sandbox_image),

@@ -29,6 +29,22 @@ def test_what_is_missing_is_named_and_nothing_has_a_default_password(missing: st
     assert missing in answer.stderr
 
 
+def test_what_sandboxes_are_held_in_by_is_the_same_for_those_who_ask_and_the_proxy() -> None:
+    chosen = {"HARNESS_SANDBOX_RUNTIME": "runsc", "HARNESS_APPARMOR_PROFILE": "harness-agent"}
+    services = resolved(**chosen)["services"]
+    for name in ("server", "runner", "socket-proxy"):
+        assert chosen.items() <= services[name]["environment"].items(), name
+
+
+def test_public_images_can_be_pinned_by_digest() -> None:
+    digest = "sha256:" + "ab" * 32
+    services = resolved(HARNESS_MONGO_VERSION=f"8@{digest}", HARNESS_BASE=f"python:3.12-slim@{digest}")[
+        "services"
+    ]
+    assert services["mongo"]["image"] == f"mongo:8@{digest}"
+    assert services["runner"]["build"]["args"]["BASE"] == f"python:3.12-slim@{digest}"
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_containers_are_locked_down(services: dict[str, Any], name: str) -> None:
     service = services[name]

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from harness.cli.checks import Doctor, ProblemError, _compare, _is_in_use, _smoke_limits
+from harness.cli.checks import Doctor, _compare, _is_in_use, _smoke_limits
+from harness.cli.findings import ProblemError
 from harness.models import AgentDraft, Claim, NewTask
 from harness.ports import OwnedContainer, SandboxLabels
+from harness.sandbox.hostconfig import ENGINES_OWN, Isolation
 from harness.sandbox.inspection import ContainerLimits, EngineFacts
 from harness.sandbox.seccomp import SECURITY_OPTION
 from harness.testing import FakeClock, MemoryStore
@@ -26,11 +28,13 @@ GOOD = EngineFacts(
     security_options=("name=seccomp,profile=builtin", "name=cgroupns"),
     warnings=(),
     rootless=False,
+    runtimes=("io.containerd.runc.v2", "runc", "runsc"),
 )
 
 
-def doctor_with(**changes: Any) -> Doctor:
+def doctor_with(*, isolation: Isolation = ENGINES_OWN, **changes: Any) -> Doctor:
     doctor = Doctor()
+    doctor._isolation = isolation
     doctor._facts = replace(GOOD, **changes)
     return doctor
 
@@ -39,7 +43,9 @@ async def test_a_good_engine_passes() -> None:
     doctor = doctor_with()
     assert await doctor._check_limits() == "the engine can limit memory, swap, processes, CPU"
     assert await doctor._check_cgroups() == "version 2, driver systemd"
-    assert (await doctor._check_security()).startswith("seccomp, cgroupns; no user namespaces")
+    security = await doctor._check_security()
+    assert security.startswith("system calls are filtered; no AppArmor or SELinux; no user namespaces")
+    assert await doctor._check_runtime() == "runc, the engine's default"
 
 
 async def test_a_missing_controller_is_a_problem_that_names_it_and_the_engines_warning() -> None:
@@ -70,6 +76,33 @@ async def test_user_namespaces_and_rootless_are_noted() -> None:
     assert (await rootless._check_security()).endswith("; rootless")
 
 
+@pytest.mark.parametrize(("option", "named"), [("apparmor", "AppArmor is on"), ("selinux", "SELinux is on")])
+async def test_the_kernels_access_control_is_noted(option: str, named: str) -> None:
+    options = ("name=seccomp,profile=builtin", f"name={option}")
+    assert named in await doctor_with(security_options=options)._check_security()
+
+
+async def test_a_profile_that_nobody_enforces_is_a_problem() -> None:
+    isolation = Isolation(apparmor_profile="harness-agent")
+    with pytest.raises(
+        ProblemError, match="HARNESS_APPARMOR_PROFILE=harness-agent is set, and the engine has no"
+    ):
+        await doctor_with(isolation=isolation)._check_security()
+    options = ("name=apparmor", "name=seccomp,profile=builtin")
+    doctor = doctor_with(isolation=isolation, security_options=options)
+    assert "AppArmor is on, with the profile harness-agent" in await doctor._check_security()
+
+
+async def test_a_runtime_that_the_engine_does_not_have_is_a_problem_that_names_those_it_has() -> None:
+    doctor = doctor_with(isolation=Isolation(runtime="kata"))
+    with pytest.raises(
+        ProblemError, match=r"RUNTIME=kata asks for; it has io\.containerd\.runc\.v2, runc, runsc"
+    ):
+        await doctor._check_runtime()
+    there = doctor_with(isolation=Isolation(runtime="runsc"))
+    assert await there._check_runtime() == "runsc, set by HARNESS_SANDBOX_RUNTIME"
+
+
 async def test_an_unexpected_failure_of_a_check_is_a_finding_too() -> None:
     async def check() -> str:
         raise KeyError("Id")
@@ -88,11 +121,18 @@ TOLD = ContainerLimits(
     read_only=True,
     dropped_capabilities=("ALL",),
     security_options=("no-new-privileges:true", SECURITY_OPTION),
+    runtime="runc",
 )
 
 
 def test_a_container_told_everything_passes() -> None:
-    _compare(_smoke_limits(), TOLD)
+    _compare(_smoke_limits(), TOLD, ENGINES_OWN)
+    _compare(_smoke_limits(), TOLD, Isolation(runtime="runc"))
+
+
+def test_a_container_of_another_runtime_than_asked_for_does_not_pass() -> None:
+    with pytest.raises(ProblemError, match=r"did not take over: runtime$"):
+        _compare(_smoke_limits(), TOLD, Isolation(runtime="runsc"))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +152,7 @@ def test_a_container_told_everything_passes() -> None:
 )
 def test_every_limit_a_container_was_not_told_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ProblemError, match=f"did not take over: {named}$"):
-        _compare(_smoke_limits(), replace(TOLD, **change))
+        _compare(_smoke_limits(), replace(TOLD, **change), ENGINES_OWN)
 
 
 async def test_a_container_is_in_use_only_under_its_own_live_lease() -> None:

@@ -307,6 +307,8 @@ def test_doctor_names_the_problem_and_leaves_out_what_depends_on_it(
         "data directory": "ok",
         "store": "ok",
         "engine": "problem",
+        "versions": "skipped",
+        "runtime": "skipped",
         "limits": "skipped",
         "cgroups": "skipped",
         "security": "skipped",

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import EngineUnavailableError
+from harness.sandbox.advisories import EngineComponent
 from harness.sandbox.engine import Engine
 from harness.sandbox.inspection import container_limits, engine_facts, ping
 from harness.sandbox.locate import EngineAddress
@@ -125,6 +126,33 @@ async def test_facts_are_read_from_a_rootless_engine_on_cgroup_v2() -> None:
     facts = await engine_facts(cast("Engine", engine))
     assert (facts.cgroup_version, facts.cgroup_driver, facts.rootless) == ("2", "systemd", True)
     assert not facts.memory_limit
+
+
+async def test_versions_and_runtimes_are_read_as_debians_engine_says_them() -> None:
+    engine = FakeEngine(
+        info={
+            "Runtimes": {"io.containerd.runc.v2": {"path": "runc"}, "runc": {"path": "runc"}},
+            "DefaultRuntime": "runc",
+        },
+        version={
+            "ApiVersion": "1.41",
+            "Components": [
+                {"Name": "Engine", "Version": "20.10.24+dfsg1", "Details": {"GitCommit": "5d6db84"}},
+                {"Name": "runc", "Version": "1.1.5+ds1", "Details": {"GitCommit": "1.1.5+ds1-1+deb12u1"}},
+            ],
+        },
+    )
+    facts = await engine_facts(cast("Engine", engine))
+    assert facts.components == (
+        EngineComponent("Engine", "20.10.24+dfsg1", "5d6db84"),
+        EngineComponent("runc", "1.1.5+ds1", "1.1.5+ds1-1+deb12u1"),
+    )
+    assert (facts.runtimes, facts.default_runtime) == (("io.containerd.runc.v2", "runc"), "runc")
+
+
+async def test_an_engine_that_names_no_parts_is_one_part() -> None:
+    facts = await engine_facts(cast("Engine", FakeEngine(info={}, version={"Version": "17.12.1-ce"})))
+    assert facts.components == (EngineComponent("Engine", "17.12.1-ce"),)
 
 
 async def test_what_a_container_was_told_is_read_back() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.config import MIB
 from harness.ports import SandboxLabels, SandboxLimits, sandbox_shape
-from harness.sandbox.hostconfig import container_labels, container_name, host_config
+from harness.sandbox.hostconfig import Isolation, container_labels, container_name, creation_body, host_config
 from harness.sandbox.seccomp import SECURITY_OPTION
 
 LIMITS = st.builds(
@@ -51,6 +51,24 @@ def test_every_limit_and_every_lock_down_is_there_for_any_limits(limits: Sandbox
     assert f"size={limits.tmp_bytes}" in options
     assert {"noexec", "nosuid", "nodev"} <= set(options)
     assert {item["Name"] for item in sent["Ulimits"]} == {"nofile", "core"}
+
+
+def test_a_runtime_and_a_profile_are_asked_for_beside_all_the_rest() -> None:
+    shape = sandbox_shape(
+        SandboxLimits(1 << 26, 1.0, 64, 1 << 24, 30, 1, 1 << 20, 1 << 16), image=None, network="none"
+    )
+    labels = SandboxLabels("ab" * 16, 7, 2)
+    plain = creation_body("an-image", shape, labels, "1.41")
+    isolated = creation_body("an-image", shape, labels, "1.41", isolation=Isolation("runsc", "harness-agent"))
+
+    assert "Runtime" not in plain["HostConfig"]
+    assert isolated == plain | {
+        "HostConfig": plain["HostConfig"]
+        | {
+            "Runtime": "runsc",
+            "SecurityOpt": [*plain["HostConfig"]["SecurityOpt"], "apparmor=harness-agent"],
+        }
+    }
 
 
 @given(limits=LIMITS)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.sandbox import images
-from harness.sandbox.images import BASE_REPOSITORY, REGISTRY_BASE, REPOSITORY, image_sources
+from harness.sandbox.images import BASE_REPOSITORY, REGISTRY_BASE, REPOSITORY, image_sources, is_fixed
 
 
 @pytest.fixture
@@ -74,6 +74,23 @@ def test_a_file_more_or_renamed_makes_another_name(sources: Path) -> None:
     new.rename(sources / "python" / "other.py")
 
     assert len({before, with_new, images._tag(REGISTRY_BASE)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "stands_for_one"),
+    [
+        (f"sha256:{'0a' * 32}", True),
+        (f"ghcr.io/some/agent@sha256:{'0a' * 32}", True),
+        (f"ghcr.io:443/some/agent:v1@sha256:{'0a' * 32}", True),
+        (f"{REPOSITORY}:0a0a0a0a0a0a", True),
+        ("sha256:latest", False),
+        (f"sha256:{'0a' * 31}", False),
+        ("ghcr.io/some/agent:v1", False),
+        ("agent", False),
+    ],
+)
+def test_digests_ids_and_our_own_hashes_stand_for_one_image_for_ever(name: str, stands_for_one: bool) -> None:
+    assert is_fixed(name) is stands_for_one
 
 
 def test_byte_code_that_lies_beside_the_sources_does_not_matter(sources: Path) -> None:

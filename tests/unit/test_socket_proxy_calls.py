@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.config import MIB
 from harness.ports import SandboxLabels, SandboxLimits, SandboxSpec
-from harness.sandbox.hostconfig import container_name, creation_body
+from harness.sandbox.hostconfig import Isolation, container_name, creation_body
 from harness.sandbox.proxy.calls import check_call
 from harness.sandbox.proxy.creation import check_creation
 from harness.sandbox.proxy.request import MAX_HEAD_BYTES, RefusedError, Request, parse_json, read_request
@@ -65,6 +65,32 @@ def check(sent: Any) -> dict[str, Any]:
 def request(method: str, target: str, *, data: bytes = b"", upgrade: bool = False) -> Request:
     path, _, query = target.partition("?")
     return Request(method, path, query, "1.1", upgrade, data)
+
+
+ISOLATION = Isolation("runsc", "harness-agent")
+
+
+def test_a_runtime_and_a_profile_that_are_set_are_let_through_and_must_be_there() -> None:
+    shape = SandboxSpec(LIMITS, LABELS).shape
+    isolated = creation_body("agent-harness/python:1", shape, LABELS, VERSION, isolation=ISOLATION)
+    name = container_name(LABELS)
+    assert check_creation(isolated, name, VERSION, ISOLATION) == isolated
+    for less in (
+        body(),
+        with_host(Runtime="runsc"),
+        with_host(SecurityOpt=isolated["HostConfig"]["SecurityOpt"]),
+    ):
+        with pytest.raises(RefusedError, match=r"Runtime|SecurityOpt"):
+            check_creation(less, name, VERSION, ISOLATION)
+
+
+@pytest.mark.parametrize("runtime", ["runc", "runsc", "io.containerd.runc.v2", "", None, 1, "/tmp/mine"])
+def test_no_runtime_but_the_one_that_is_set_is_let_through(runtime: Any) -> None:
+    with pytest.raises(RefusedError, match=r"HostConfig\.Runtime"):
+        check(with_host(Runtime=runtime))
+    if runtime != "runsc":
+        with pytest.raises(RefusedError, match=r"HostConfig\.Runtime"):
+            check_creation(with_host(Runtime=runtime), container_name(LABELS), VERSION, Isolation("runsc"))
 
 
 @given(spec=SPECS)

@@ -9,15 +9,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from harness.cli.findings import CheckResult, CheckStatus, NotNeededError, ProblemError, WorryError
 from harness.errors import EngineUnavailableError, HarnessError
 
 if TYPE_CHECKING:
     from harness.ports import OwnedContainer, SandboxLimits, Store
     from harness.sandbox.docker import DockerSandbox
+    from harness.sandbox.hostconfig import Isolation
     from harness.sandbox.inspection import ContainerLimits, EngineFacts
     from harness.settings import Settings
 
@@ -32,40 +32,6 @@ import handoff
 handoff.save({"seen": context["sent"]})
 print("hello")
 """
-
-
-class CheckStatus(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    PROBLEM = "problem"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One finding."""
-
-    name: str
-    status: CheckStatus
-    #: What was found, what is wrong, or why the check was left out.
-    detail: str
-    #: What to do about a problem.
-    remedy: str | None = None
-    duration_seconds: float = 0.0
-
-
-class ProblemError(Exception):
-    """A check found a problem."""
-
-    def __init__(self, detail: str, remedy: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.remedy = remedy
-
-
-class NotNeededError(Exception):
-    """A check has nothing to look at; the message says why."""
 
 
 #: A name, the checks that must have gone well before, and the check.
@@ -85,6 +51,7 @@ class Doctor:
         self._store: Store
         self._sandbox: DockerSandbox
         self._facts: EngineFacts
+        self._isolation: Isolation
 
     async def results(self) -> AsyncIterator[CheckResult]:
         """Run the checks in order and yield each finding as it is there."""
@@ -93,6 +60,8 @@ class Doctor:
             ("data directory", ("settings",), self._check_data_dir),
             ("store", ("settings",), self._check_store),
             ("engine", ("settings",), self._check_engine),
+            ("versions", ("engine",), self._check_versions),
+            ("runtime", ("engine",), self._check_runtime),
             ("limits", ("engine",), self._check_limits),
             ("cgroups", ("engine",), self._check_cgroups),
             ("security", ("engine",), self._check_security),
@@ -123,6 +92,8 @@ class Doctor:
                 return finding(CheckStatus.OK, await check())
         except NotNeededError as reason:
             return finding(CheckStatus.SKIPPED, str(reason))
+        except WorryError as worry:
+            return finding(CheckStatus.WARNING, worry.detail, worry.remedy)
         except ProblemError as problem:
             return finding(CheckStatus.PROBLEM, problem.detail, problem.remedy)
         except HarnessError as error:
@@ -189,8 +160,19 @@ class Doctor:
             raise ProblemError(detail or error.message, remedy) from error
         self._facts = await engine_facts(sandbox.engine)
         self._sandbox = sandbox
+        self._isolation = sandbox.engine.isolation
         facts = self._facts
         return f"Docker {facts.version}, API {facts.api_version}, {facts.storage_driver}, at {sandbox.engine.address.url}"
+
+    async def _check_versions(self) -> str:
+        from harness.cli.isolation import describe_versions
+
+        return describe_versions(self._facts, self._isolation)
+
+    async def _check_runtime(self) -> str:
+        from harness.cli.isolation import describe_runtime
+
+        return describe_runtime(self._facts, self._isolation)
 
     async def _check_limits(self) -> str:
         facts = self._facts
@@ -221,16 +203,9 @@ class Doctor:
         return f"version {facts.cgroup_version}, driver {facts.cgroup_driver}"
 
     async def _check_security(self) -> str:
-        names = [option.removeprefix("name=").split(",")[0] for option in self._facts.security_options]
-        if "seccomp" not in names:
-            raise ProblemError(
-                f"the engine filters no system calls (security options: {', '.join(names) or 'none'})",
-                "use an engine and a kernel with seccomp; the profile is the product's own",
-            )
-        mode = "rootless" if self._facts.rootless else "user namespaces" if "userns" in names else None
-        return f"{', '.join(names)}; " + (
-            mode or "no user namespaces, so agents run under an unprivileged user id"
-        )
+        from harness.cli.isolation import describe_security
+
+        return describe_security(self._facts, self._isolation)
 
     async def _check_image(self) -> str:
         from harness.sandbox.inspection import has_image
@@ -260,7 +235,8 @@ class Doctor:
         output = bytearray()
         began = time.monotonic()
         async with self._sandbox.open(SandboxSpec(limits=limits, labels=labels)) as session:
-            _compare(limits, await container_limits(self._sandbox.engine, session.container_id))
+            told = await container_limits(self._sandbox.engine, session.container_id)
+            _compare(limits, told, self._isolation)
             job = SandboxJob(context={"sent": 7}, task={}, files={"main.py": _SMOKE_CODE})
             result = await session.run(
                 job, sink=lambda _, data: output.extend(data), before_stop=_ignore_stop
@@ -318,7 +294,7 @@ def _smoke_limits() -> SandboxLimits:
     )
 
 
-def _compare(asked: SandboxLimits, told: ContainerLimits) -> None:
+def _compare(asked: SandboxLimits, told: ContainerLimits, isolation: Isolation) -> None:
     """Raise unless a container was told every limit and every lock-down."""
     from harness.sandbox.seccomp import SECURITY_OPTION
 
@@ -335,6 +311,7 @@ def _compare(asked: SandboxLimits, told: ContainerLimits) -> None:
             option.startswith("no-new-privileges") for option in told.security_options
         ),
         "filter of system calls": SECURITY_OPTION not in told.security_options,
+        "runtime": isolation.runtime not in (None, told.runtime),
     }
     if any(wrong.values()):
         names = ", ".join(name for name, is_wrong in wrong.items() if is_wrong)

@@ -14,7 +14,7 @@ from harness.cli.session import EXIT_FAILED, note_that_it_is_local, run_async
 from harness.errors import SettingsError
 
 if TYPE_CHECKING:
-    from harness.cli.checks import CheckResult
+    from harness.cli.findings import CheckResult
 
 _NAME_WIDTH = len("data directory")
 _WORD_WIDTH = len("PROBLEM")
@@ -27,8 +27,9 @@ def doctor(
 ) -> None:
     """Check everything that runs on this machine need, and say what to do.
 
-    Settings, data directory, store, engine, its limits and lock-downs, the image, a run, containers left behind.
-    One line per check, with the time it took. The exit code is 1 when there is a problem.
+    Settings, data directory, store, engine, its versions, limits and lock-downs, the image, a run, containers left behind.
+    One line per check, with the time it took. A warning is something to look at: versions with known escapes, say. The
+    exit code is 1 when there is a problem.
 
     \b
     Examples:

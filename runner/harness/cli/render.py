@@ -32,6 +32,7 @@ STYLES = {
     "cancelled": "magenta",
     "skipped": "dim",
     "OK": "green",
+    "WARNING": "bold yellow",
     "PROBLEM": "bold red",
     "SKIPPED": "yellow",
     "field": "bold",

@@ -30,7 +30,8 @@ def socket_proxy(
 
     For servers and runners that must not be root on their machine: whoever may use an engine's socket is. Containers
     can be made as sandboxes only, and only those can be seen or ended. Everything else is refused with a reason, and
-    logged as `call_refused`. Images are built without it: `harness images build`.
+    logged as `call_refused`. Images are built without it: `harness images build`. HARNESS_SANDBOX_RUNTIME and
+    HARNESS_APPARMOR_PROFILE must be set for it as for what runs behind it: containers without them are refused then.
 
     \b
     Examples:
@@ -40,8 +41,12 @@ def socket_proxy(
 
     async def work(request: StopRequest) -> None:
         from harness.sandbox.proxy.server import SocketProxy
+        from harness.settings import get_settings
+        from harness.wiring import isolation_of
 
-        async with SocketProxy(engine_socket).listening(listen) as url:
+        async with SocketProxy(engine_socket, isolation=isolation_of(get_settings())).listening(
+            listen
+        ) as url:
             logger.info(
                 "listening at %s, before the engine at %s",
                 url,

@@ -20,6 +20,7 @@ from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, San
 from harness.sandbox.dispatch import Dispatch
 from harness.sandbox.engine import Engine, EngineRefusedError
 from harness.sandbox.hostconfig import LABEL_STORE, read_labels
+from harness.sandbox.images import is_image_id
 from harness.sandbox.reaper import Reaper
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class Containers:
                 container_id = await uninterrupted(creating)
             except ImageMissingError as error:
                 remedy = f"docker pull {image}" if shape.image else "harness images build"
+                if is_image_id(image):
+                    remedy = "docker load, for an id is in no registry"
                 raise ImageMissingError(
                     f"the engine does not have the image {image!r}; run: {remedy}"
                 ) from error

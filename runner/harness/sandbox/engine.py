@@ -23,7 +23,7 @@ import requests
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
 from harness.ports import SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.connections import Connections, Stream, close_stream
-from harness.sandbox.hostconfig import creation_body, update_body
+from harness.sandbox.hostconfig import ENGINES_OWN, Isolation, creation_body, update_body
 from harness.sandbox.locate import EngineAddress
 
 T = TypeVar("T")
@@ -47,8 +47,9 @@ READ_BYTES = 64 * 1024
 class Engine:
     """One Docker Engine. Connects on first use; `close` releases connections and threads."""
 
-    def __init__(self, address: EngineAddress) -> None:
+    def __init__(self, address: EngineAddress, isolation: Isolation = ENGINES_OWN) -> None:
         self.address = address
+        self.isolation = isolation
         self._connections = Connections(self._connect_stream)
         self._control_at_once = asyncio.Semaphore(CONTROL_AT_ONCE)
         self._stats_at_once = asyncio.Semaphore(STATS_AT_ONCE)
@@ -122,9 +123,23 @@ class Engine:
         """Create a container; return its id. Raises as `call` does."""
         client = await self._connected()
         body = creation_body(
-            image, shape, labels, client.api_version, command=command, environment=environment
+            image,
+            shape,
+            labels,
+            client.api_version,
+            isolation=self.isolation,
+            command=command,
+            environment=environment,
         )
-        created = await self._ask("POST", "/containers/create", {"name": name}, body)
+        try:
+            created = await self._ask("POST", "/containers/create", {"name": name}, body)
+        except EngineRefusedError as error:
+            if self.isolation.runtime is None or "runtime" not in error.message.lower():
+                raise
+            raise EngineRefusedError(
+                f"{error.message}: HARNESS_SANDBOX_RUNTIME asks for it; harness doctor lists those that the engine has",
+                error.status,
+            ) from error
         return str(created["Id"])
 
     async def start_container(self, container_id: str) -> None:

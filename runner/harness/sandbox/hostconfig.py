@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +26,20 @@ SANDBOX_USER = "10001:10001"
 MAX_OPEN_FILES = 1024
 #: Bound on /dev/shm, which semaphores of `multiprocessing` need; memory, and counted as such.
 MAX_SHM_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What holds containers in beside their limits. The operator's choice, never an agent's, and one for all containers."""
+
+    #: One of the engine's runtimes, by its name; None: the engine's default.
+    runtime: str | None = None
+    #: An AppArmor profile, by its name; None: the engine's own, where the machine has AppArmor.
+    apparmor_profile: str | None = None
+
+
+#: As the engine does it by itself.
+ENGINES_OWN = Isolation()
 
 
 def container_name(labels: SandboxLabels) -> str:
@@ -92,11 +107,16 @@ def creation_body(
     labels: SandboxLabels | WarmLabels,
     api_version: str,
     *,
+    isolation: Isolation = ENGINES_OWN,
     command: tuple[str, ...] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what the engine is sent to create a container; `harness.sandbox.proxy` lets nothing else through."""
     host = HostConfig(version=api_version, **host_config(shape))
+    if isolation.runtime is not None:
+        host["Runtime"] = isolation.runtime
+    if isolation.apparmor_profile is not None:
+        host["SecurityOpt"] = [*host["SecurityOpt"], f"apparmor={isolation.apparmor_profile}"]
     arguments = container_arguments(image, shape, labels, command=command, environment=environment)
     body = ContainerConfig(api_version, host_config=host, **arguments)
     # As the SDK's own client does before it sends one.

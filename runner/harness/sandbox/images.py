@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import io
 import logging
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
@@ -58,8 +59,13 @@ def image_sources() -> Path:
 
 
 def is_fixed(image: str) -> bool:
-    """Return whether an image's name stands for one image for ever: a digest, or the hash in ours."""
-    return "@sha256:" in image or image.startswith(f"{REPOSITORY}:")
+    """Return whether an image's name stands for one image for ever: a digest, an id, or the hash in ours."""
+    return "@sha256:" in image or is_image_id(image) or image.startswith(f"{REPOSITORY}:")
+
+
+def is_image_id(image: str) -> bool:
+    """Return whether that is no name but an engine's own id of an image, which no registry knows."""
+    return re.fullmatch("sha256:[0-9a-f]{64}", image) is not None
 
 
 class SandboxImages:

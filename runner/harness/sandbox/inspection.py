@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from docker import APIClient
 
 from harness.errors import EngineUnavailableError, ImageMissingError
+from harness.sandbox.advisories import ENGINE, EngineComponent
 from harness.sandbox.connections import close_stream
 from harness.sandbox.engine import Engine
 
@@ -36,6 +37,11 @@ class EngineFacts:
     security_options: tuple[str, ...]
     warnings: tuple[str, ...]
     rootless: bool
+    #: The engine, containerd, runc and what else it names.
+    components: tuple[EngineComponent, ...] = ()
+    #: Names of its runtimes, and of the one that it takes where none is named.
+    runtimes: tuple[str, ...] = ()
+    default_runtime: str = "runc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class ContainerLimits:
     read_only: bool
     dropped_capabilities: tuple[str, ...]
     security_options: tuple[str, ...]
+    runtime: str = ""
 
 
 async def ping(engine: Engine, *, timeout_seconds: float = PING_TIMEOUT_SECONDS) -> None:
@@ -109,7 +116,23 @@ async def engine_facts(engine: Engine) -> EngineFacts:
         security_options=security,
         warnings=tuple(info.get("Warnings") or ()),
         rootless=any(option.startswith("name=rootless") for option in security),
+        components=_components(version),
+        runtimes=tuple(info.get("Runtimes") or ()),
+        default_runtime=str(info.get("DefaultRuntime") or "runc"),
     )
+
+
+def _components(version: dict[str, Any]) -> tuple[EngineComponent, ...]:
+    found = tuple(
+        EngineComponent(
+            name=str(entry.get("Name", "")),
+            version=str(entry.get("Version", "")),
+            build=str((entry.get("Details") or {}).get("GitCommit", "")),
+        )
+        for entry in version.get("Components") or ()
+    )
+    # Engines before 18.06, and what else speaks their API, name no parts.
+    return found or (EngineComponent(ENGINE, str(version.get("Version", "unknown"))),)
 
 
 async def has_image(engine: Engine, image: str) -> bool:
@@ -135,4 +158,5 @@ async def container_limits(engine: Engine, container_id: str) -> ContainerLimits
         read_only=bool(host.get("ReadonlyRootfs")),
         dropped_capabilities=tuple(host.get("CapDrop") or ()),
         security_options=tuple(host.get("SecurityOpt") or ()),
+        runtime=str(host.get("Runtime") or ""),
     )

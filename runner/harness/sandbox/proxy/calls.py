@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from harness.sandbox.hostconfig import LABEL_STORE
+from harness.sandbox.hostconfig import ENGINES_OWN, LABEL_STORE, Isolation
 from harness.sandbox.images import BASE_REPOSITORY, REPOSITORY
 from harness.sandbox.proxy.creation import (
     ATTEMPT_NAME,
@@ -51,7 +51,7 @@ def _check_filters(text: str, key: str, pattern: str) -> str:
     raise RefusedError(f"filters = {text[:120]!r} is not let through; it must be one {key} of ours")
 
 
-def _check_update(body: Any, _name: str, _api_version: str) -> dict[str, Any]:
+def _check_update(body: Any, _name: str, _api_version: str, _isolation: Isolation) -> dict[str, Any]:
     return check_update(body)
 
 
@@ -66,7 +66,7 @@ class _Rule:
     #: All of these must be there, and nothing else.
     query: Mapping[str, _Check] = field(default_factory=dict)
     #: None: no body.
-    check_body: Callable[[Any, str, str], dict[str, Any]] | None = None
+    check_body: Callable[[Any, str, str, Isolation], dict[str, Any]] | None = None
     is_upgrade: bool = False
 
 
@@ -123,8 +123,12 @@ class Call:
         return f"{path}?{self.query}" if self.query else path
 
 
-def check_call(request: Request) -> Call:
+def check_call(request: Request, isolation: Isolation = ENGINES_OWN) -> Call:
     """Return the call that a request makes.
+
+    Args:
+        request: What was asked for.
+        isolation: What every container that is created must have.
 
     Raises:
         RefusedError: The product makes no such call; the message has what is at fault.
@@ -132,11 +136,11 @@ def check_call(request: Request) -> Call:
     for rule in _RULES:
         match = re.fullmatch(rule.path, request.path) if rule.method == request.method else None
         if match is not None:
-            return _checked(request, rule, match)
+            return _checked(request, rule, match, isolation)
     raise RefusedError(f"{request.method} {request.path[:120]} is not let through")
 
 
-def _checked(request: Request, rule: _Rule, match: re.Match[str]) -> Call:
+def _checked(request: Request, rule: _Rule, match: re.Match[str], isolation: Isolation) -> Call:
     groups = match.groupdict()
     version = groups.get("version", f"1.{MIN_API_MINOR}")
     if int(version.removeprefix("1.")) < MIN_API_MINOR:
@@ -148,7 +152,7 @@ def _checked(request: Request, rule: _Rule, match: re.Match[str]) -> Call:
     body = b""
     if rule.check_body is not None:
         sent = parse_json(request.body, "the body")
-        body = json.dumps(rule.check_body(sent, query.get("name", ""), version)).encode()
+        body = json.dumps(rule.check_body(sent, query.get("name", ""), version, isolation)).encode()
     elif request.body:
         raise RefusedError(f"{request.method} {request.path[:120]} with a body is not let through")
     path, container = request.path, groups.get("container")

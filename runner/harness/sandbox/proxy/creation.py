@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from harness.ports import SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.hostconfig import (
+    ENGINES_OWN,
     LABEL_STORE,
+    Isolation,
     container_name,
     creation_body,
     read_labels,
@@ -41,19 +43,22 @@ _MAX_NUMBER = 2**53
 _NETWORKS: dict[str, Literal["none", "open"]] = {"none": "none", "bridge": "open"}
 
 
-def check_creation(body: Any, name: str, api_version: str) -> dict[str, Any]:
+def check_creation(
+    body: Any, name: str, api_version: str, isolation: Isolation = ENGINES_OWN
+) -> dict[str, Any]:
     """Return the body to send to the engine, which says the same as the one that was sent.
 
     Args:
         body: Decoded JSON of ``POST /containers/create``.
         name: The container's name, of the same request.
         api_version: For example ``1.41``.
+        isolation: What every container must have.
 
     Raises:
         RefusedError: It is not what the product would send; the message has the first difference.
     """
     shape, labels, image = _shape(body), _labels(body, name), _text(body, "Image", IMAGE, "Image")
-    expected = creation_body(image, shape, labels, api_version)
+    expected = creation_body(image, shape, labels, api_version, isolation=isolation)
     for key, check in (("Env", _check_env), ("Entrypoint", _check_words)):
         expected.pop(key, None)
         if key in body:

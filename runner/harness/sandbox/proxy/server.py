@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from harness.errors import AddressUnavailableError, EngineUnavailableError, InvalidInputError
 from harness.sandbox.connections import close_stream
+from harness.sandbox.hostconfig import ENGINES_OWN, Isolation
 from harness.sandbox.proxy.calls import MIN_API_MINOR, Call, check_call
 from harness.sandbox.proxy.creation import is_ours
 from harness.sandbox.proxy.request import (
@@ -53,9 +54,16 @@ MAX_KNOWN = 10_000
 class SocketProxy:
     """Lets the product's calls through to one engine, and nothing else."""
 
-    def __init__(self, engine_socket: Path, *, max_connections: int = MAX_CONNECTIONS) -> None:
-        """Stand before the engine that listens on a Unix socket."""
+    def __init__(
+        self,
+        engine_socket: Path,
+        *,
+        isolation: Isolation = ENGINES_OWN,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        """Stand before the engine that listens on a Unix socket; let no container be made with less isolation."""
         self._engine_socket = engine_socket
+        self._isolation = isolation
         self._max_connections = max_connections
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -98,7 +106,7 @@ class SocketProxy:
             request = await read_request(reader)
             if request is not None:
                 what = f"{request.method} {request.path[:200]}"
-                await self._carry_out(request, check_call(request), reader, writer)
+                await self._carry_out(request, check_call(request, self._isolation), reader, writer)
         except RefusedError as error:
             extra = {"action": "call_refused", "call": what, "status": error.status}
             logger.warning("refused: %s", error.message, extra=extra)
