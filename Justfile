@@ -32,7 +32,7 @@ bench *args: images
 torture *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.torture "$@"
 
-# Run hostile agents beside a victim and a client, in three minutes: ./justw abuse --only lying; ./justw abuse --write
+# Run hostile agents and clients beside a victim, in five minutes: ./justw abuse --only clients; ./justw abuse --write
 [no-exit-message]
 abuse *args: images
     @scripts/docker-engine {{ bin }}/python -m tests.abuse "$@"
