@@ -57,10 +57,9 @@ async def test_a_client_that_gets_somewhere_is_told_of(tmp_path: Path) -> None:
     results, _ = await run_cases(cases, tmp_path)
 
     assert [one.is_held for one in results] == [False, False]
-    assert [one.observed for one in results] == [
-        "it was believed",
-        "agents, schedules of others have changed; 201",
-    ]
+    assert results[0].observed == "it was believed"
+    assert results[1].observed.startswith("agents")
+    assert results[1].observed.endswith("of others have changed; 201")
 
 
 @pytest.mark.usefixtures("sandbox_image")
