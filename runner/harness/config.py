@@ -319,6 +319,9 @@ class AgentConfig(_Section):
             ) from error
 
 
+#: Longest integer that messages quote.
+_MAX_QUOTED_BITS = 256
+
 #: Whatever stands under these names is quoted by no message. ``value`` is a secret's, in the API.
 _QUIET = frozenset({"env", "secrets", "value"})
 
@@ -355,5 +358,8 @@ def quote_value(value: object) -> str:
     """Render a refused value for the end of a message; nothing for a list or a mapping, whose path says more."""
     if not isinstance(value, str | int | float | None):
         return ""
+    if isinstance(value, int) and value.bit_length() > _MAX_QUOTED_BITS:
+        # CPython refuses to write some of them as decimal digits at all.
+        return f" (got an integer of {value.bit_length():,} bits)"
     text = repr(value[:80]) if isinstance(value, str) else f"{value}"
     return f" (got {text if len(text) <= 80 else text[:77] + '...'})"

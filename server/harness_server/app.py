@@ -29,7 +29,7 @@ from harness_server.connections import CONNECTIONS, IDLE_SECONDS, Connections, h
 from harness_server.endpoint import API, MAX_BODY_BYTES
 from harness_server.hosts import HOST_RULES, HostRules, check_host
 from harness_server.keys import PROBES, RUNTIME, SCHEDULER, SETTINGS, STREAMS
-from harness_server.middleware import add_headers, problems, request_ids
+from harness_server.middleware import add_headers, check_version, problems, request_ids
 from harness_server.monitoring import MONITOR, SCRAPER, make_monitor
 from harness_server.routes import ENDPOINTS, docs, health, metrics
 from harness_server.scraping import Scraper
@@ -59,7 +59,7 @@ def make_app(
 ) -> web.Application:
     """Return an application, not yet started; its start opens the store and starts the scheduler."""
     app = web.Application(
-        middlewares=(track_connections, request_ids, watch_requests, problems, check_host),
+        middlewares=(track_connections, request_ids, watch_requests, problems, check_version, check_host),
         client_max_size=MAX_BODY_BYTES,
     )
     app[SETTINGS] = settings

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -81,6 +83,9 @@ class Gate:
         self._failures = TokenBuckets(
             per_second=FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE, monotonic=clock.monotonic
         )
+        #: Requests under way, by the ids of their tokens. One token leaves half of the connections to others.
+        self._under_way: Counter[int] = Counter()
+        self._max_under_way = max(1, settings.max_connections // 2)
         self._requests = None
         if settings.rate_limit_per_second > 0:
             self._requests = TokenBuckets(
@@ -106,6 +111,31 @@ class Gate:
                     retry_after_seconds=allowance.retry_after_seconds,
                 )
         return principal
+
+    @contextmanager
+    def under_way(self, principal: Principal) -> Iterator[None]:
+        """Count a request as under way until the block is left: streams and waits hold connections for minutes.
+
+        Raises:
+            RateLimitedError: Its token has as many under way as one may.
+        """
+        if principal.token is None:
+            yield
+            return
+        key = principal.token.id
+        if self._under_way[key] >= self._max_under_way:
+            raise RateLimitedError(
+                f"{self._max_under_way} requests with this token are under way, streams and waits among them; end some, or "
+                "raise HARNESS_MAX_CONNECTIONS, of which one token gets half",
+                retry_after_seconds=1.0,
+            )
+        self._under_way[key] += 1
+        try:
+            yield
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
 
     async def _identify(self, request: web.Request) -> Principal:
         peer = request.remote or ""

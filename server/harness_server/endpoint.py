@@ -177,9 +177,10 @@ class Endpoint:
             principal.check(self.scope)
             return await self._answer(request)
 
-        if self.is_change:
-            return await request.app[AUDITOR].watch(request, principal, self.name, work)
-        return await work()
+        with request.app[GATE].under_way(principal):
+            if self.is_change:
+                return await request.app[AUDITOR].watch(request, principal, self.name, work)
+            return await work()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         check_body(request, self.max_body_bytes)

@@ -6,7 +6,7 @@ import logging
 import secrets
 from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from harness.errors import HarnessError
@@ -32,6 +32,14 @@ _SAFETY_HEADERS = {
 async def request_ids(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give each request an id of our own; a client's could be anything."""
     request[REQUEST_ID] = secrets.token_hex(8)
+    return await handler(request)
+
+
+@web.middleware
+async def check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what is no HTTP/1: aiohttp reads a line without a version as HTTP/0.9, and a proxy in front reads it otherwise."""
+    if request.version < HttpVersion10:
+        raise web.HTTPBadRequest
     return await handler(request)
 
 

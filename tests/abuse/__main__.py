@@ -1,4 +1,4 @@
-"""Run hostile agents, one after the other, and tell what became of them and of those beside them."""
+"""Run hostile agents and hostile clients, one after the other, and tell what became of them and of those beside them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.abuse import escape, exhaustion, lying
+from tests.abuse import clients, escape, exhaustion, lying
 from tests.abuse.arena import Neighbours, Result, open_arena
 from tests.abuse.case import Case
+from tests.abuse.clients.target import ClientCase
 from tests.abuse.report import as_markdown, failures, summary, write_document
 
-CASES = (*escape.CASES, *exhaustion.CASES, *lying.CASES)
+CASES = (*escape.CASES, *exhaustion.CASES, *lying.CASES, *clients.CASES)
 
 
-async def run_cases(cases: tuple[Case, ...], folder: Path) -> tuple[list[Result], Neighbours]:
+async def run_cases(cases: tuple[Case | ClientCase, ...], folder: Path) -> tuple[list[Result], Neighbours]:
     """Run cases in a server of their own."""
     results = []
     async with open_arena(folder) as arena:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import aiohttp
 from tests.abuse.case import Case, HarmError, Seen
+from tests.abuse.clients.target import START_SECONDS, ClientCase, Target, attack, open_target
 from tests.benchmarks.figures import percentile
-from tests.torture.fleet import Member
 
 from harness.client import HarnessClient
 from harness.errors import ArtifactNotFoundError
@@ -25,14 +24,13 @@ EVERY_SECONDS = 5
 ASK_SECONDS = 0.05
 #: How long a case may take in all, in seconds; each has a time limit of its own that is far below.
 CASE_SECONDS = 60
-_START_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of one case."""
 
-    case: Case
+    case: Case | ClientCase
     observed: str
     seconds: float
     is_held: bool
@@ -57,10 +55,10 @@ class Neighbours:
 class Arena:
     """A running server."""
 
-    def __init__(self, client: HarnessClient, url: str) -> None:
+    def __init__(self, client: HarnessClient, target: Target) -> None:
         self.client = client
         self.neighbours = Neighbours()
-        self._url = url
+        self._target = target
         self._victim_id = 0
 
     async def add_victim(self) -> None:
@@ -73,20 +71,27 @@ class Arena:
 
     async def ask_for_ever(self) -> None:
         """Ask the server for a list of tasks again and again, and note how long it takes."""
-        async with aiohttp.ClientSession() as session:
+        headers = {"Authorization": f"Bearer {self._target.owner}"}
+        async with aiohttp.ClientSession(headers=headers) as session:
             while True:
                 began = time.perf_counter()
-                async with session.get(f"{self._url}/api/tasks", params={"limit": 10}) as answer:
+                async with session.get(f"{self._target.url}/api/tasks", params={"limit": 10}) as answer:
                     await answer.read()
                 self.neighbours.answers_seconds.append(time.perf_counter() - began)
                 self.neighbours.wrong_answers += answer.status != 200
                 await asyncio.sleep(ASK_SECONDS)
 
-    async def run(self, case: Case) -> Result:
-        """Have a hostile agent run, and judge."""
+    async def run(self, case: Case | ClientCase) -> Result:
+        """Have a hostile agent run, or a hostile client attack, and judge."""
         began = time.perf_counter()
         try:
-            observed, is_held = case.judge(await self._see(case)), True
+            if isinstance(case, ClientCase):
+                # In a thread of its own, so that the client that measures does not wait for what attackers compute.
+                attacking = attack(case, self._target, seconds=CASE_SECONDS)
+                observed = await asyncio.to_thread(asyncio.run, attacking)
+            else:
+                observed = case.judge(await self._see(case))
+            is_held = True
         except HarmError as harm:
             observed, is_held = str(harm), False
         return Result(case, observed, time.perf_counter() - began, is_held)
@@ -110,11 +115,11 @@ class Arena:
 
     async def look_after_victim(self) -> None:
         """End the victim's schedule, after one fire at least, and note what became of its fires."""
-        async with asyncio.timeout(EVERY_SECONDS + _START_SECONDS):
+        async with asyncio.timeout(EVERY_SECONDS + START_SECONDS):
             while not (await self.client.list_tasks(agent_id=self._victim_id, limit=1)).items:  # noqa: ASYNC110 - it happens in another process
                 await asyncio.sleep(0.1)
         await self.client.delete_schedule(self._victim_id)
-        async with asyncio.timeout(_START_SECONDS):
+        async with asyncio.timeout(START_SECONDS):
             while True:
                 tasks = (await self.client.list_tasks(agent_id=self._victim_id, limit=1000)).items
                 if all(task.status.is_final for task in tasks):
@@ -135,34 +140,15 @@ class Arena:
 @asynccontextmanager
 async def open_arena(folder: Path) -> AsyncIterator[Arena]:
     """Start a server on a store of its own; end it when this is left."""
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        port = made.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = {"HARNESS_DATA_DIR": str(folder / "data"), "HARNESS_MONGODB_URI": ""}
-    member = Member("server", ["serve", "--port", str(port), "--log-format", "json"], environment, folder)
-    member.tend()
-    try:
-        async with HarnessClient(url) as client:
-            arena = Arena(client, url)
-            await _answers(url)
-            await arena.add_victim()
-            asking = asyncio.create_task(arena.ask_for_ever())
-            try:
-                yield arena
-            finally:
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
-    finally:
-        await member.end()
-
-
-async def _answers(url: str) -> None:
-    async with asyncio.timeout(_START_SECONDS), aiohttp.ClientSession() as session:
-        while True:
-            try:
-                async with session.get(f"{url}/readyz") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
+    async with (
+        open_target(folder, "--log-format", "json") as target,
+        HarnessClient(target.url, token=target.owner) as client,
+    ):
+        arena = Arena(client, target)
+        await arena.add_victim()
+        asking = asyncio.create_task(arena.ask_for_ever())
+        try:
+            yield arena
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)

@@ -1,6 +1,6 @@
 """A server does what its OpenAPI document says, also when it is sent what the document forbids: schemathesis against it.
 
-No answer is a 5xx, undocumented, or of another form than documented. `./justw fuzz 600` does it for longer.
+No answer is a 5xx, undocumented, or of another form than documented. `./justw fuzz 600 --only api` does it for longer.
 """
 
 from __future__ import annotations

@@ -6,43 +6,18 @@ import asyncio
 import contextlib
 import gzip
 import io
-import re
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from tests.attacks import GIB, MIB, OPERATORS, SEGMENTS, SLACK_BYTES, Memory, endless_body
 from tests.integration.test_access import Server, make_server
 from tests.services import Site, site
 
 from harness.client import HarnessClient
 
 __all__ = ["site"]
-
-GIB = 1024**3
-MIB = 1024**2
-#: A server that has answered a few requests has this much more at its peak for what is not the attack's.
-SLACK_BYTES = 24 * MIB
-
-
-class Memory:
-    """The most memory that a process has used since this was made."""
-
-    def __init__(self, server: Server) -> None:
-        self._folder = Path(f"/proc/{server.service.process.pid}")
-        # Sets the peak back to what is used now (proc(5)).
-        (self._folder / "clear_refs").write_text("5")
-        self.before_bytes = self._read("VmRSS")
-
-    def growth_bytes(self) -> int:
-        return self._read("VmHWM") - self.before_bytes
-
-    def _read(self, name: str) -> int:
-        found = re.search(rf"{name}:\s+(\d+) kB", (self._folder / "status").read_text())
-        assert found
-        return int(found[1]) * 1024
 
 
 @pytest.fixture
@@ -85,13 +60,6 @@ async def send_raw(server: Server, head: str, body: AsyncIterator[bytes]) -> int
     return status
 
 
-async def one_gibibyte(prefix: bytes, *, chunked: bool) -> AsyncIterator[bytes]:
-    yield prefix
-    piece = b"x" * MIB
-    for _ in range(GIB // MIB):
-        yield b"100000\r\n" + piece + b"\r\n" if chunked else piece
-
-
 async def test_a_gibibyte_of_gzip_is_not_unfolded(server: Server) -> None:
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb") as stream:
@@ -100,7 +68,7 @@ async def test_a_gibibyte_of_gzip_is_not_unfolded(server: Server) -> None:
             stream.write(zeros)
     bomb = packed.getvalue()
     assert len(bomb) < 2 * MIB
-    memory = Memory(server)
+    memory = Memory(server.service.process.pid)
 
     for path in ("/api/agents", "/api/agents/1/runs", "/api/tokens", "/api/tasks/1/cancel"):
         for encoding in ("gzip", "x-gzip", "deflate", "identity, gzip"):
@@ -118,23 +86,16 @@ async def test_a_gibibyte_of_gzip_is_not_unfolded(server: Server) -> None:
 )
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_gibibyte_of_body_is_cut_off(server: Server, path: str, framing: str) -> None:
-    memory = Memory(server)
+    memory = Memory(server.service.process.pid)
     chunked = framing == "chunked"
     head = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else f"Content-Length: {GIB}\r\n\r\n".encode()
 
-    status = await send_raw(server, f"POST {path} HTTP/1.1", one_gibibyte(head, chunked=chunked))
+    status = await send_raw(server, f"POST {path} HTTP/1.1", endless_body(head, GIB, chunked=chunked))
 
     # What takes no body does not read one either; it does what it was asked for, and closes.
     takes_body = path != "/api/tasks/1/cancel" or not chunked
     assert status == (413 if takes_body else 404)
     assert memory.growth_bytes() < SLACK_BYTES + (2 * 32 * MIB if path == "/api/agents" else 0)
-
-
-SEGMENTS = (
-    "../1", "..%2f1", "%2e%2e/1", "%2e%2e%2f1", "..%252f1", "1/..", "1%2f..%2f1", ".", "..", "1;x", "1%00", "%00",
-    "-1", "0", "+1", "1.0", "1e0", "0x1", "%31%20", "1%0d%0aX:y", "null", "NaN", "*", "1,2", "$where", "[$ne]",
-    "%7b%22$ne%22:0%7d", "1'%20OR%20'1'='1", "\u0661", "%ff", "9" * 19, "9" * 400,
-)  # fmt: skip
 
 
 async def test_an_id_is_a_number_and_nothing_else(server: Server) -> None:
@@ -151,23 +112,6 @@ async def test_an_id_is_a_number_and_nothing_else(server: Server) -> None:
             writer.close()
             assert answer.split()[1] in (b"400", b"404", b"405", b"422"), (method, path, segment, answer)
     assert not server.service.events("request_crashed")
-
-
-OPERATORS: list[Any] = [
-    {"$where": "sleep(1000) || true"},
-    {"$ne": None},
-    {"$gt": ""},
-    {"name": {"$ne": None}, "code": "1"},
-    {"name": "x", "code": {"$regex": ".*"}},
-    {"agent_id": {"$gt": 0}},
-    {"agent_id": 1, "$or": [{}]},
-    {"status": {"$in": ["pending"]}},
-    {"version": {"$ne": 0}},
-    {"state": {"$ne": 1}, "summary": {"$gt": ""}},
-    {"__proto__": {}, "name": "x"},
-    {"name": "x", "scope": {"$ne": "read"}},
-    [{"$where": "1"}],
-]
 
 
 async def test_operators_of_a_database_are_values_that_are_not_valid(server: Server) -> None:
@@ -201,7 +145,7 @@ async def test_operators_in_what_an_agent_keeps_are_kept_as_they_are(site: Site)
 
 async def test_slowloris_is_answered_408_and_keeps_nobody_out(server: Server) -> None:
     parts = urlsplit(server.url)
-    memory = Memory(server)
+    memory = Memory(server.service.process.pid)
     writers, answering = [], []
     # More than the server has room for; the longest waiting make room.
     for _ in range(900):

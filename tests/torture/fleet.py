@@ -103,6 +103,12 @@ class Member:
         self._start_at = 0.0
         self._is_wanted = True
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last and runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def owns(self, labels: WarmLabels) -> bool:
         """Whether a container waits for the process that runs now."""
         return self._process is not None and str(self._process.pid) in labels.owner.split(":")

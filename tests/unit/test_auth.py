@@ -265,3 +265,31 @@ def test_any_header_is_read_without_a_crash(headers: list[str]) -> None:
 @pytest.mark.parametrize("header", ["Bearer x", "bearer x", "BEARER  x", "Bearer x "])
 def test_the_scheme_is_read_in_any_case(header: str) -> None:
     assert parse_bearer([header]) == "x"
+
+
+async def test_one_token_leaves_half_of_the_connections_to_others(site: Site) -> None:
+    gate = site.make_gate(max_connections=4)
+    greedy, other = [
+        await site.show((await site.token(scope)).text, gate=gate)  # type: ignore[arg-type]
+        for scope in ("read", "run")
+    ]
+
+    with gate.under_way(greedy), gate.under_way(greedy):
+        with (
+            pytest.raises(RateLimitedError, match="2 requests with this token are under way"),
+            gate.under_way(greedy),
+        ):
+            pass
+        with gate.under_way(other):
+            pass
+
+    with gate.under_way(greedy):
+        pass
+
+
+async def test_whoever_sits_at_a_machine_without_tokens_has_all_connections(site: Site) -> None:
+    gate = site.make_gate(max_connections=1)
+    local = await site.ask(gate=gate)
+
+    with gate.under_way(local), gate.under_way(local):
+        pass

@@ -110,3 +110,8 @@ def test_a_long_value_is_quoted_in_part() -> None:
         AgentConfig.parse({"network": "x" * 100_000})
 
     assert len(caught.value.message) < 300
+
+
+def test_an_integer_too_long_to_be_written_out_is_told_of_by_its_size() -> None:
+    with pytest.raises(InvalidInputError, match=r"priority: .* \(got an integer of 16,610 bits\)"):
+        AgentConfig.parse({"priority": 10**5000})

@@ -16,6 +16,7 @@ from harness.runsecrets import RunSecrets
 from harness.sandbox.engine import STREAM_BUFFER_BYTES, demultiplex
 from harness.sandbox.frames import ResultScanner
 from harness.testing import FakeClock, MemoryStore
+from harness_server.streams import READERS_PER_TURN, Streams
 
 #: Bound on one turn of the event loop, in seconds of this thread's CPU time: what other programs take does not count.
 #: Twice what is aimed at, for machines whose cores do other things as well.
@@ -80,3 +81,21 @@ async def test_reading_storing_and_following_a_flood_never_holds_the_event_loop_
     await store.close()
     assert size == count * len(line)
     assert longest[0] < TURN_SECONDS
+
+
+async def test_hundreds_of_readers_take_turns() -> None:
+    streams, made = Streams(), 0
+
+    def make() -> None:
+        nonlocal made
+        made += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(400):
+            group.create_task(streams._in_turn(make))
+        turns = 0
+        while made < 400:
+            before, turns = made, turns + 1
+            await asyncio.sleep(0)
+            assert made - before <= READERS_PER_TURN
+            assert turns < 4000

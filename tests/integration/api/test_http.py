@@ -452,6 +452,13 @@ async def test_a_retry_is_answered_as_the_api_description_has_it(http: Http, cli
     await client.cancel_task(task.id)
 
 
+@pytest.mark.parametrize("line", [b"GET /api/agents", b"GET /healthz HTTP/0.9", b"DELETE /api/agents/1"])
+async def test_a_request_line_of_http_0_9_is_refused(server: Server, agent: Agent, line: bytes) -> None:
+    refused = await raw(server, line)
+
+    assert (refused.status, refused.json["code"]) == (400, "http_error")
+
+
 class Raw:
     def __init__(self, answer: bytes) -> None:
         head, _, self.body = answer.partition(b"\r\n\r\n")

@@ -1,0 +1,1 @@
+"""What strangers write, invented without end: ./justw fuzz."""
