@@ -23,7 +23,7 @@ import requests
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
 from harness.ports import SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.connections import Connections, Stream, close_stream
-from harness.sandbox.hostconfig import creation_body, update_body
+from harness.sandbox.hostconfig import creation_body, relay_body, relay_name, update_body
 from harness.sandbox.locate import EngineAddress
 
 T = TypeVar("T")
@@ -124,6 +124,16 @@ class Engine:
         body = creation_body(
             image, shape, labels, client.api_version, command=command, environment=environment
         )
+        return await self._create(name, body)
+
+    async def create_relay(self, image: str, labels: SandboxLabels, container_id: str) -> str:
+        """Create the relay of a container that runs; return its id. Raises as `call` does."""
+        client = await self._connected()
+        return await self._create(
+            relay_name(labels), relay_body(image, labels, container_id, client.api_version)
+        )
+
+    async def _create(self, name: str, body: Mapping[str, Any]) -> str:
         created = await self._ask("POST", "/containers/create", {"name": name}, body)
         return str(created["Id"])
 

@@ -15,12 +15,24 @@ from harness.sandbox.seccomp import SECURITY_OPTION
 LABEL_STORE = "io.agent-harness.store"
 LABEL_TASK = "io.agent-harness.task"
 LABEL_FENCE = "io.agent-harness.fence"
+#: Of a container that stands beside an attempt's own and has its other labels as well: what it is for.
+LABEL_ROLE = "io.agent-harness.role"
 #: Of a container that waits for a task: who may use it, and until when, in seconds since 1970.
 LABEL_OWNER = "io.agent-harness.owner"
 LABEL_UNTIL = "io.agent-harness.until"
 
 #: Nobody: no such user exists in any image, and no file belongs to it.
 SANDBOX_USER = "10001:10001"
+#: Nor is this one, which no agent is either.
+RELAY_USER = "10002:10002"
+RELAY_ROLE = "egress"
+#: The image's program; see `harness.egress`.
+RELAY_COMMAND = ("python3", "-I", "-S", "/opt/harness/egress_relay.py")
+#: Python alone takes 8 MiB; what a relay holds of connections is bounded at 9 more.
+RELAY_MEMORY_BYTES = 32 * 1024 * 1024
+RELAY_CPUS = 0.5
+#: It has one. The engine's own way of starting a process needs some for a moment.
+RELAY_MAX_PROCESSES = 16
 #: Open files per process.
 MAX_OPEN_FILES = 1024
 #: Bound on /dev/shm, which semaphores of `multiprocessing` need; memory, and counted as such.
@@ -30,6 +42,11 @@ MAX_SHM_BYTES = 16 * 1024 * 1024
 def container_name(labels: SandboxLabels) -> str:
     """Return the one name of a task's attempt, so that it can be removed even if its id never reached us."""
     return f"harness-{labels.store_id[:12]}-{labels.task_id}-{labels.fence}"
+
+
+def relay_name(labels: SandboxLabels) -> str:
+    """Return the name of the relay beside an attempt's container."""
+    return f"{container_name(labels)}-egress"
 
 
 def warm_name(store_id: str, token: str) -> str:
@@ -100,6 +117,30 @@ def creation_body(
     arguments = container_arguments(image, shape, labels, command=command, environment=environment)
     body = ContainerConfig(api_version, host_config=host, **arguments)
     # As the SDK's own client does before it sends one.
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def relay_body(image: str, labels: SandboxLabels, container_id: str, api_version: str) -> dict[str, Any]:
+    """Return what the engine is sent to create the relay of a container, with whom it shares the loopback.
+
+    It has the locks of a sandbox, and less of everything; not even a /tmp.
+    """
+    shape = SandboxShape(None, RELAY_MEMORY_BYTES, RELAY_CPUS, RELAY_MAX_PROCESSES, tmp_bytes=0)
+    options = host_config(shape) | {"network_mode": f"container:{container_id}"}
+    # Files that it would only need to hold something.
+    for key in ("tmpfs", "shm_size"):
+        del options[key]
+    body = ContainerConfig(
+        api_version,
+        image=image,
+        command=[],
+        entrypoint=list(RELAY_COMMAND),
+        user=RELAY_USER,
+        working_dir="/",
+        stdin_open=True,
+        labels={**container_labels(labels), LABEL_ROLE: RELAY_ROLE},
+        host_config=HostConfig(version=api_version, **options),
+    )
     return {key: value for key, value in body.items() if value is not None}
 
 
