@@ -312,7 +312,12 @@ class AgentConfig(_Section):
     @property
     def environment(self) -> dict[str, str]:
         """Its variables, with those by which programs find the way out where there is one; its own come first."""
-        return {**PROXY_ENVIRONMENT, **self.env} if self.egress else self.env
+        if not self.egress:
+            return self.env
+        # In either spelling: which of the two a program prefers differs.
+        own = {name.lower() for name in (*self.env, *self.secrets)}
+        proxy = {name: value for name, value in PROXY_ENVIRONMENT.items() if name.lower() not in own}
+        return {**proxy, **self.env}
 
     @model_validator(mode="after")
     def _secrets_stay_secret(self) -> Self:

@@ -204,7 +204,7 @@ class FakeSandbox:
         try:
             if before_start is not None:
                 before_start()
-            if on_egress is not None:
+            if spec.egress and on_egress is not None:
                 for decision in self.egress_decisions:
                     on_egress(decision)
             yield session

@@ -86,7 +86,11 @@ async def carrying(
             await link.until_ready()
     except (BadFrameError, TimeoutError) as error:
         problem = str(error) or f"it does not listen after {READY_SECONDS:g} s"
-        raise SandboxError(f"the relay for egress can't be used: {problem} {pipe.words}".rstrip()) from error
+        words = f" ({pipe.words})" if pipe.words else ""
+        raise SandboxError(
+            f"the relay for egress can't be used: {problem}{words}; its image must be of this release: "
+            "harness images build"
+        ) from error
 
     async def carry() -> None:
         problem = "its relay ended"
