@@ -145,6 +145,10 @@ class Lab:
                 helper.cancel()
         return Ran(result, bytes(output["stdout"]), bytes(output["stderr"]), stops)
 
+    async def inspect_image(self) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.engine.call(APIClient.inspect_image, self.image)
+        return answer
+
     async def inspect(self, container_id: str) -> dict[str, Any]:
         answer: dict[str, Any] = await self.engine.call(APIClient.inspect_container, container_id)
         return answer

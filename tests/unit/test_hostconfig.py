@@ -90,7 +90,7 @@ def test_a_relay_has_the_locks_of_a_sandbox_another_user_and_less_of_everything(
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges:true", SECURITY_OPTION]
-    assert host["Memory"] == host["MemorySwap"] == 32 * MIB
+    assert host["Memory"] == host["MemorySwap"] == 64 * MIB
     assert host["LogConfig"]["Type"] == "none"
     assert host["RestartPolicy"] == {"Name": "no"}
     for key in ("Tmpfs", "Binds", "Mounts", "PidMode", "PortBindings", "Privileged"):

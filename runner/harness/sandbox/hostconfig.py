@@ -28,8 +28,9 @@ RELAY_USER = "10002:10002"
 RELAY_ROLE = "egress"
 #: The image's program; see `harness.egress`.
 RELAY_COMMAND = ("python3", "-I", "-S", "/opt/harness/egress_relay.py")
-#: Python alone takes 8 MiB; what a relay holds of connections is bounded at 9 more.
-RELAY_MEMORY_BYTES = 32 * 1024 * 1024
+#: Python alone takes 8 MiB. What a relay holds of connections is bounded at 9 more, and what the system does, which some
+#: kernels count as the container's, at 32.
+RELAY_MEMORY_BYTES = 64 * 1024 * 1024
 RELAY_CPUS = 0.5
 #: It has one. The engine's own way of starting a process needs some for a moment.
 RELAY_MAX_PROCESSES = 16
