@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.abuse import escape, exhaustion, lying
+from tests.abuse import escape, exhaustion, lying, reach
 from tests.abuse.arena import Neighbours, Result, open_arena
 from tests.abuse.case import Case
 from tests.abuse.report import as_markdown, failures, summary, write_document
 
-CASES = (*escape.CASES, *exhaustion.CASES, *lying.CASES)
+CASES = (*escape.CASES, *exhaustion.CASES, *lying.CASES, *reach.CASES)
 
 
 async def run_cases(cases: tuple[Case, ...], folder: Path) -> tuple[list[Result], Neighbours]:
