@@ -220,7 +220,7 @@ async def test_a_program_that_does_not_read_costs_a_window_and_is_cut_in_the_end
             await writer.drain()
             sent += 65536
 
-    async with server(pour) as place, program(place, idle_seconds=0.3) as asking:
+    async with server(pour) as place, program(place, idle_seconds=1) as asking:
         asking.reads = False
         asking.ask(f"CONNECT {place} HTTP/1.1\r\n\r\n".encode())
         data, is_cut = await asking.until_end()

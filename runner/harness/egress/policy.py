@@ -233,8 +233,3 @@ def _embedded(address: Address) -> list[IPv4Address]:
         # Teredo, RFC 4380: the client's address behind the server's, all bits turned.
         found.append(IPv4Address(~number & 0xFFFFFFFF))
     return found
-
-
-def is_special(address: Address) -> bool:
-    """Return whether no setting of the operator's lets an address through."""
-    return _is_in(address, _NEVER) or any(map(is_special, _embedded(address)))
