@@ -11,6 +11,7 @@ from the runner, who never sends more than windows, so the two can't come to wai
 import os
 import select
 import socket
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 ADDRESS = ("127.0.0.1", 3128)
 MAX_CONNECTIONS = 64
+#: Connections taken at once after a while without any, and each second in the long run. The runner looks at no more, and
+#: what waits for it here could not be forgotten when its program is gone.
+OPEN_BURST = 64
+OPENS_PER_SECOND = 100.0
 CHUNK_BYTES = 16 * 1024
 WINDOW_BYTES = 64 * 1024
 #: Of the system for each direction of a connection; Linux takes twice as much. With less than two of the loopback's
@@ -64,13 +69,14 @@ class Relay:
         self.poll.register(stdin, READ)
         self.events = {listener.fileno(): 0, stdout: 0}
         self.runs = True
+        self.opens = float(OPEN_BURST)
+        self.counted_at = time.monotonic()
 
     def run(self) -> None:
         """Carry, until the runner is gone."""
         self.send(b"R", 0)
         while self.runs:
-            self.look_for()
-            for file, events in self.poll.poll():
+            for file, events in self.poll.poll(self.look_for()):
                 if file == self.stdin:
                     self.read_frames()
                 elif file == self.stdout:
@@ -80,17 +86,22 @@ class Relay:
                 elif file in self.by_file:
                     self.serve(self.by_file[file], events)
 
-    def look_for(self) -> None:
-        """Tell the system what is waited for."""
+    def look_for(self) -> float | None:
+        """Tell the system what is waited for; return for how long, in seconds."""
+        now = time.monotonic()
+        self.opens = min(OPEN_BURST, self.opens + (now - self.counted_at) * OPENS_PER_SECOND)
+        self.counted_at = now
         has_room = len(self.outgoing) < MAX_OUT_BYTES
+        takes = has_room and len(self.connections) < MAX_CONNECTIONS
         self.want(self.stdout, WRITE if self.outgoing else 0)
-        self.want(self.listener.fileno(), READ if has_room and len(self.connections) < MAX_CONNECTIONS else 0)
+        self.want(self.listener.fileno(), READ if takes and self.opens >= 1 else 0)
         for connection in self.connections.values():
             reads = has_room and connection.credit > 0 and not connection.has_ended
             events = (READ if reads else 0) | (WRITE if connection.waiting else 0)
             if events != connection.events:
                 self.poll_for(connection.socket.fileno(), connection.events, events)
                 connection.events = events
+        return (1 - self.opens) / OPENS_PER_SECOND if takes and self.opens < 1 else None
 
     def want(self, file: int, events: int) -> None:
         """Wait for these events of a file."""
@@ -156,6 +167,7 @@ class Relay:
             return  # it is gone again
         made.settimeout(0)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.opens -= 1
         self.last_number += 1
         connection = Connection(self.last_number, made)
         self.connections[connection.number] = connection

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 64
 #: Frames that are looked at before others get their turn.
 FRAMES_AT_ONCE = 32
-#: Connections that may be opened at once, and how many more each second. Past that the whole relay waits: each costs the
-#: runner a part of a millisecond, and its neighbours share the runner.
+#: Connections that may be opened at once, and how many more each second: each costs the runner a part of a millisecond, and
+#: its neighbours share the runner. A relay of ours keeps within that by itself; any other waits with all it has.
 OPEN_BURST = 128
 OPENS_PER_SECOND = 100.0
 #: Connections of one relay that are open or being taken down.
