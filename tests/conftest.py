@@ -17,8 +17,10 @@ from xdist.scheduler import LoadScopeScheduling
 # Here alone: a fixture that is imported in two places is two, and one's last look is before the other's servers end.
 __all__ = ["no_container_is_left", "sandbox_image"]
 
-# How long one example takes says how busy the machine is; a hang ends by the timeout of its test.
-hypothesis.settings.register_profile("here", deadline=None)
+# How long examples take says how busy the machine is; a hang ends by the timeout of its test.
+hypothesis.settings.register_profile(
+    "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("here")
 
 

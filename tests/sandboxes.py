@@ -19,6 +19,7 @@ from docker import APIClient
 
 from harness.clock import SystemClock
 from harness.config import MIB
+from harness.egress.decision import OnDecision
 from harness.models import Reason
 from harness.ports import (
     OutputStream,
@@ -108,6 +109,7 @@ class Lab:
         context: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         during: During | None = None,
+        on_egress: OnDecision | None = None,
         **changes: Any,
     ) -> Ran:
         """Run one job; `during` runs beside it, from the first byte of output on."""
@@ -133,12 +135,19 @@ class Lab:
             await spoke.wait()
             await action(session)
 
-        async with self.sandbox.open(self.spec(**changes)) as session, asyncio.TaskGroup() as group:
+        async with (
+            self.sandbox.open(self.spec(**changes), on_egress=on_egress) as session,
+            asyncio.TaskGroup() as group,
+        ):
             helper = group.create_task(beside(session, during)) if during is not None else None
             result = await session.run(job, sink=sink, before_stop=before_stop)
             if helper is not None and not spoke.is_set():
                 helper.cancel()
         return Ran(result, bytes(output["stdout"]), bytes(output["stderr"]), stops)
+
+    async def inspect_image(self) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.engine.call(APIClient.inspect_image, self.image)
+        return answer
 
     async def inspect(self, container_id: str) -> dict[str, Any]:
         answer: dict[str, Any] = await self.engine.call(APIClient.inspect_container, container_id)

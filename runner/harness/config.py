@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from harness.cron import parse_cron
+from harness.egress import PROXY_ENVIRONMENT
+from harness.egress.policy import MAX_RULES, BadPlaceError, parse_rule
 from harness.errors import InvalidInputError, Problem
 from harness.secrets.rules import NAME_PATTERN
 from harness.zones import load_zone
@@ -258,6 +260,8 @@ class AgentConfig(_Section):
     command: Annotated[list[str], Field(min_length=1)] | None = None
     #: ``none``: loopback only. ``open``: the engine's default bridge.
     network: Literal["none", "open"] = "none"
+    #: Places that it may reach nevertheless, as ``host:port`` or ``*.host:port``; see `harness.egress`.
+    egress: Annotated[list[str], Field(max_length=MAX_RULES)] = Field(default_factory=list)
 
     @field_validator("env")
     @classmethod
@@ -286,6 +290,34 @@ class AgentConfig(_Section):
             if "\0" in argument:
                 raise ValueError("an argument holds a NUL byte, which no program can be given")
         return command
+
+    @field_validator("egress")
+    @classmethod
+    def _rules_name_places(cls, egress: list[str]) -> list[str]:
+        for rule in egress:
+            try:
+                parse_rule(rule)
+            except BadPlaceError as error:
+                raise ValueError(f"{rule[:80]!r} is no rule of egress: {error}") from None
+        return egress
+
+    @model_validator(mode="after")
+    def _egress_is_all_there_is(self) -> Self:
+        if self.egress and self.network == "open":
+            raise ValueError(
+                "egress lists all that may be reached, and network: open is everything; leave one of them out"
+            )
+        return self
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its variables, with those by which programs find the way out where there is one; its own come first."""
+        if not self.egress:
+            return self.env
+        # In either spelling: which of the two a program prefers differs.
+        own = {name.lower() for name in (*self.env, *self.secrets)}
+        proxy = {name: value for name, value in PROXY_ENVIRONMENT.items() if name.lower() not in own}
+        return {**proxy, **self.env}
 
     @model_validator(mode="after")
     def _secrets_stay_secret(self) -> Self:

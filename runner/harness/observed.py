@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
 
+from harness.egress.decision import OnDecision
 from harness.errors import LeaseLostError
 from harness.models import Task, TaskStatus
 from harness.ports import (
@@ -166,11 +167,15 @@ class _ObservedSandbox:
 
     @asynccontextmanager
     async def open(
-        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+        self,
+        spec: SandboxSpec,
+        *,
+        before_start: BeforeStart | None = None,
+        on_egress: OnDecision | None = None,
     ) -> AsyncIterator[SandboxSession]:
         telemetry, has_started = self._telemetry, False
         try:
-            async with self._sandbox.open(spec, before_start=before_start) as session:
+            async with self._sandbox.open(spec, before_start=before_start, on_egress=on_egress) as session:
                 has_started = True
                 telemetry.sandbox_started(spec.labels, session.origin, session.start_seconds)
                 yield cast("SandboxSession", _ObservedSession(session, spec.labels, telemetry))

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from harness.audit import AuditDraft, AuditEntry
+from harness.egress.decision import OnDecision
 from harness.models import (
     Agent,
     AgentDraft,
@@ -565,6 +566,9 @@ class SandboxSpec:
     #: Container environment; only for a `command`.
     environment: Mapping[str, str] = field(default_factory=dict)
     network: Literal["none", "open"] = "none"
+    #: Places that it may reach, as ``host:port`` (`harness.egress.policy.parse_rule`), through a relay that its programs
+    #: find by the variables of `harness.egress.PROXY_ENVIRONMENT`. None: nothing, and no relay.
+    egress: tuple[str, ...] = ()
     #: Whose warm containers may be used: the task's `Task.lease_owner`. None: nobody's.
     owner: str | None = None
 
@@ -678,7 +682,11 @@ class Sandbox(Protocol):
     """Makes throwaway containers."""
 
     def open(
-        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+        self,
+        spec: SandboxSpec,
+        *,
+        before_start: BeforeStart | None = None,
+        on_egress: OnDecision | None = None,
     ) -> AbstractAsyncContextManager[SandboxSession]:
         """Create and start a container; on exit nothing of the agent runs any more.
 
@@ -690,6 +698,10 @@ class Sandbox(Protocol):
         that is to end it later will find this container and remove it, so that it can't start any more, however late
         the start is. Checked before the creation, or after the start, a frozen process could start a container
         beside its successor's.
+
+        With `SandboxSpec.egress` the way out is open before a job can be sent, and ends with the container. `on_egress` is
+        told each decision about a connection; it must not block. That the way out breaks is one of them, and no end of
+        the run.
 
         Raises:
             EngineUnavailableError: The engine does not answer.

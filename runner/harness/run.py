@@ -15,6 +15,7 @@ from typing import Any
 from harness.aio import uninterrupted
 from harness.compression import Compressor
 from harness.config import AgentConfig
+from harness.egress.log import DecisionLog
 from harness.errors import (
     EngineUnavailableError,
     HarnessError,
@@ -234,9 +235,12 @@ class TaskRun:
         except SECRETS_UNUSABLE as error:
             return SandboxResult(Reason.SANDBOX_ERROR, -1, error.message)
         sink = self._secrets.sink(self._output)
+        decisions = DecisionLog(self.task.id, self.task.agent_id, self._note)
         background = [asyncio.create_task(self._output.flush_periodically())]
         try:
-            async with self._parts.sandbox.open(self._spec(), before_start=self._lease.check) as session:
+            async with self._parts.sandbox.open(
+                self._spec(), before_start=self._lease.check, on_egress=decisions
+            ) as session:
                 self._start_seconds = session.start_seconds
                 # The start may have taken longer than the lease. Past this line the agent can have effects.
                 self._lease.check()
@@ -269,6 +273,11 @@ class TaskRun:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             sink.finish()
+            decisions.finish()
+
+    def _note(self, line: str) -> None:
+        """Put a line of the runner's own among the output, for whoever looks at the task."""
+        self._output("stderr", f"{self._secrets.text(line)}\n".encode())
 
     def _stopped_early(self) -> SandboxResult | None:
         """Return the result of a run that was stopped before its agent began."""
@@ -390,8 +399,9 @@ class TaskRun:
             labels=SandboxLabels(self._parts.store.store_id, self.task.id, self.task.fence),
             image=options.image,
             command=None if options.command is None else tuple(options.command),
-            environment={} if options.command is None else options.env,
+            environment={} if options.command is None else options.environment,
             network=options.network,
+            egress=tuple(options.egress),
             owner=self.task.lease_owner,
         )
 
@@ -408,7 +418,7 @@ class TaskRun:
             },
             files=agent.files or {_ENTRYPOINT: agent.code},
             entrypoint=agent.entrypoint or _ENTRYPOINT,
-            env={**self._options.env, **self._secrets.environment},
+            env={**self._options.environment, **self._secrets.environment},
         )
 
     def _as_outcome(self, result: SandboxResult) -> Outcome:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationE
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from harness.config import DEFAULT_MAX_STATE_BYTES, MAX_KEPT, MIB, Days, quote_value
+from harness.egress.policy import parse_networks
 from harness.errors import InvalidInputError, SettingsError
 from harness.secrets.cipher import parse_keys
 
@@ -57,6 +58,11 @@ def _host_names(text: str) -> str:
     for name in text.split(","):
         if name.strip() and not _HOST_NAME.fullmatch(name.strip()):
             raise ValueError("give host names, without a scheme, a port or a path, separated by commas")
+    return text
+
+
+def _network_list(text: str) -> str:
+    parse_networks(text)
     return text
 
 
@@ -138,6 +144,10 @@ class Settings(BaseSettings):
         Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$"),
         AfterValidator(_check_profile),
     ] = None
+
+    #: Networks that agents with an `egress` list may reach though they are not public, as CIDRs with commas between them.
+    #: Link-local, metadata and multicast addresses stay refused.
+    egress_private: Annotated[str, AfterValidator(_network_list)] = ""
 
     #: Containers that a worker keeps waiting for tasks it expects, so that their runs begin at once; 0: none. And about
     #: how much memory they may take.

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from harness.egress.decision import Decision, OnDecision
 from harness.errors import SandboxError
 from harness.models import Reason
 from harness.ports import (
@@ -132,6 +133,8 @@ class FakeSandbox:
         self.open_error: SandboxError | None = None
         #: Raised by `remove_container`, until it is set to None again.
         self.remove_error: SandboxError | None = None
+        #: What every session with egress has decided at once.
+        self.egress_decisions: list[Decision] = []
         #: What every session says it uses.
         self.usage: SandboxUsage | None = None
         #: What `keep_warm` was told, in order.
@@ -183,7 +186,11 @@ class FakeSandbox:
 
     @asynccontextmanager
     async def open(
-        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+        self,
+        spec: SandboxSpec,
+        *,
+        before_start: BeforeStart | None = None,
+        on_egress: OnDecision | None = None,
     ) -> AsyncIterator[FakeSession]:
         """Open a session; see the port."""
         # A real one asks an engine, and so lets others go first.
@@ -197,6 +204,9 @@ class FakeSandbox:
         try:
             if before_start is not None:
                 before_start()
+            if spec.egress and on_egress is not None:
+                for decision in self.egress_decisions:
+                    on_egress(decision)
             yield session
         finally:
             self._containers.pop(container_id, None)

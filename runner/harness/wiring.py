@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness.clock import SystemClock
 from harness.config import MIB
+from harness.egress.policy import parse_networks
 from harness.ports import Clock, Store
 from harness.settings import Settings, get_settings
 
@@ -81,6 +82,7 @@ def make_sandbox(settings: Settings, clock: Clock) -> DockerSandbox:
         clock=clock,
         warm_containers=settings.warm_containers,
         warm_bytes=settings.warm_memory_mb * MIB,
+        egress_private=parse_networks(settings.egress_private),
     )
 
 

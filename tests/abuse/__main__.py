@@ -9,13 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.abuse import clients, escape, exhaustion, lying
+from tests.abuse import clients, escape, exhaustion, lying, reach
 from tests.abuse.arena import Neighbours, Result, open_arena
 from tests.abuse.case import Case
 from tests.abuse.clients.target import ClientCase
 from tests.abuse.report import as_markdown, failures, summary, write_document
 
-CASES = (*escape.CASES, *exhaustion.CASES, *lying.CASES, *clients.CASES)
+CASES = (*escape.CASES, *exhaustion.CASES, *lying.CASES, *reach.CASES, *clients.CASES)
 
 
 async def run_cases(cases: tuple[Case | ClientCase, ...], folder: Path) -> tuple[list[Result], Neighbours]:

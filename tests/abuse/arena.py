@@ -97,7 +97,7 @@ class Arena:
         return Result(case, observed, time.perf_counter() - began, is_held)
 
     async def _see(self, case: Case) -> Seen:
-        config = {"limits": dict(case.limits), "retry": {"max_attempts": 0}}
+        config = {"limits": dict(case.limits), "retry": {"max_attempts": 0}, "egress": list(case.egress)}
         name = f"{case.group}: {case.attack}"[:100]
         agent = await self.client.create_agent(AgentDraft(name=name, code=case.code, config=config))
         task = await self.client.run(agent.id, wait_seconds=CASE_SECONDS)

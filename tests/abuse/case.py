@@ -50,6 +50,7 @@ class Case:
     judge: Judge
     #: Of its config; what is left open has its default.
     limits: Mapping[str, Any] = field(default_factory=dict)
+    egress: tuple[str, ...] = ()
 
 
 #: What expressions of `attempts` may use.
@@ -90,6 +91,14 @@ def wrote(paths, text):
             put(path, text)
             written.append(path)
     return found(written)
+
+def through_relay(data):
+    with socket.create_connection(('127.0.0.1', 3128), timeout=15) as made:
+        made.sendall(data)
+        answer = made.makefile('rb').readline()
+    if answer.split(b' ')[1:2] in ([b'400'], [b'403'], [b'411'], [b'431']):
+        raise PermissionError(errno.EACCES, answer)
+    return answer
 
 def lines(path, word):
     with open(path) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.abuse import clients, escape, lying
+from tests.abuse import clients, escape, lying, reach
 from tests.abuse.__main__ import CASES, run_cases
 from tests.abuse.case import Case, HarmError, Seen, attempts, nothing_got
 from tests.abuse.clients import floods
@@ -19,7 +19,7 @@ from harness.models import Reason
 async def test_agents_that_try_to_escape_or_lie_get_nowhere_and_a_victim_misses_nothing(
     tmp_path: Path,
 ) -> None:
-    results, neighbours = await run_cases((*escape.CASES, *lying.CASES), tmp_path)
+    results, neighbours = await run_cases((*escape.CASES, *lying.CASES, *reach.CASES), tmp_path)
 
     assert [f"{one.case.attack}: {one.observed}" for one in results if not one.is_held] == []
     assert neighbours.missed == []

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from harness.egress.decision import OnDecision
 from harness.ports import BeforeStart, SandboxOrigin, SandboxSession, SandboxShape, SandboxSpec, Store
 from harness.sandbox.docker import DockerSandbox
 
@@ -39,10 +40,14 @@ class WatchedSandbox:
 
     @asynccontextmanager
     async def open(
-        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+        self,
+        spec: SandboxSpec,
+        *,
+        before_start: BeforeStart | None = None,
+        on_egress: OnDecision | None = None,
     ) -> AsyncIterator[SandboxSession]:
         self._shape = spec.shape
-        async with self._sandbox.open(spec, before_start=before_start) as session:
+        async with self._sandbox.open(spec, before_start=before_start, on_egress=on_egress) as session:
             self.origin = session.origin
             self.origins[self.origin] += 1
             yield session

@@ -178,6 +178,25 @@ async def test_each_scope_does_what_it_is_for(closed: Server) -> None:
             await nobody.list_agents()
 
 
+async def test_only_an_admin_opens_the_network_for_an_agent(closed: Server) -> None:
+    draft = AgentDraft(name="open", code="pass", config={"network": "open"})
+    for scope in ("read", "run"):
+        async with HarnessClient(closed.url, token=closed.tokens[scope]) as client:
+            with pytest.raises(PermissionDeniedError, match="a token with the scope admin"):
+                await client.create_agent(draft)
+            with pytest.raises(PermissionDeniedError, match="a token with the scope admin"):
+                await client.update_agent(1, draft)
+    # Nor can who may run an agent have this run be another one.
+    for changes in ({"config": {"network": "open"}}, {"network": "open"}, {"egress": ["a.example:1"]}):
+        status, answer, _ = await closed.ask(
+            "POST", "/api/agents/1/runs", token=closed.tokens["run"], json=changes
+        )
+        assert (status, answer["code"]) == (422, "invalid_input")
+    async with HarnessClient(closed.url, token=closed.tokens["admin"]) as admin:
+        assert (await admin.get_agent(1)).options.network == "none"
+        assert (await admin.create_agent(draft)).options.network == "open"
+
+
 async def test_tokens_are_made_listed_and_revoked_through_the_client(closed: Server) -> None:
     async with HarnessClient(closed.url, token=closed.tokens["admin"]) as admin:
         made = await admin.create_token(TokenDraft(name="new", scope="read"))

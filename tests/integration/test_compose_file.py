@@ -94,10 +94,14 @@ def test_proxy_and_database_have_networks_without_a_way_out(services: dict[str, 
 
     assert members == {
         "front": {"server"},
+        "out": {"runner"},
         "engine": {"server", "runner", "socket-proxy"},
         "database": {"server", "runner", "mongo"},
     }
-    assert [name for name, network in networks.items() if not network.get("internal")] == ["front"]
+    assert [name for name, network in networks.items() if not network.get("internal")] == [
+        "front",
+        "out",
+    ]
 
 
 def test_a_drain_fits_into_the_time_that_a_stop_has(services: dict[str, Any]) -> None:

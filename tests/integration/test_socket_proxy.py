@@ -17,12 +17,13 @@ from tests.sandboxes import LIMITS, Lab, wait_until
 
 from harness.clock import SystemClock
 from harness.config import MIB
+from harness.egress import PROXY_ENVIRONMENT
 from harness.errors import EngineUnavailableError
 from harness.models import Reason
 from harness.ports import SandboxLabels, SandboxSpec
 from harness.sandbox.docker import DockerSandbox
 from harness.sandbox.engine import Engine, EngineRefusedError
-from harness.sandbox.hostconfig import container_labels, container_name, creation_body
+from harness.sandbox.hostconfig import container_labels, container_name, creation_body, relay_body, relay_name
 from harness.sandbox.inspection import container_limits, engine_facts, has_image, ping
 from harness.sandbox.locate import find_engine
 from harness.sandbox.proxy.server import CHUNK_BYTES, SocketProxy
@@ -275,6 +276,26 @@ async def test_keys_that_are_there_twice_are_refused_though_the_last_ones_are_ha
 
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"'HostConfig' is there twice" in answer
+
+
+async def test_a_run_has_its_relay_through_the_proxy(proxied: Lab) -> None:
+    code = "import urllib.request as u\ntry: u.urlopen('http://example.com/')\nexcept u.HTTPError as e: print(e.code)"
+
+    ran = await proxied.run(code, env=PROXY_ENVIRONMENT, egress=("other.example:80",))
+
+    assert (ran.stdout, ran.stderr) == (b"403\n", b"")
+
+
+async def test_a_relay_beside_a_container_that_is_not_ours_is_refused(
+    url: str, foreign: str, lab: Lab, proxied: Lab
+) -> None:
+    labels = SandboxLabels(lab.store_id, 1, 1)
+    target = f"/v1.41/containers/create?name={relay_name(labels)}"
+
+    for container, named in ((foreign, "not one of ours"), ("ab" * 32, "not there")):
+        body = relay_body(lab.image, labels, container, "1.41")
+        status, message = await call(url, "POST", target, body)
+        assert (status, named in message) == (403, True)
 
 
 async def test_a_request_behind_another_one_is_never_made(url: str, foreign: str, lab: Lab) -> None:

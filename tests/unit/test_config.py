@@ -56,6 +56,13 @@ def test_the_documented_schedules_are_accepted(schedule: dict[str, Any]) -> None
         ({"retention": {"max_tasks": 1.5}}, r"retention\.max_tasks: .*\(got 1\.5\)"),
         ({"retention": {"max_artifacts": 10**30}}, r"retention\.max_artifacts: "),
         ({"retention": {"days": 3}}, r"retention\.days: Extra inputs"),
+        ({"egress": ["example.com"]}, r"egress: 'example\.com' is no rule of egress: a place needs a port"),
+        ({"egress": ["https://example.com:443"]}, r"egress: 'https.* with no scheme"),
+        ({"egress": ["*:443"]}, r"egress: '\*:443' is no rule"),
+        ({"egress": ["2130706433:80"]}, "four decimal numbers"),
+        ({"egress": "example.com:443"}, r"egress: Input should be a valid list"),
+        ({"egress": [f"{n}.example.com:443" for n in range(65)]}, r"egress: .*at most 64"),
+        ({"egress": ["example.com:443"], "network": "open"}, "leave one of them out"),
         ({"env": {"A-B": "1"}}, "'A-B' is no name for an environment variable"),
         ({"env": {"1A": "1"}}, "'1A' is no name"),
         ({"env": {"A": "x\0"}}, "the value of A holds a NUL byte"),
@@ -115,3 +122,22 @@ def test_a_long_value_is_quoted_in_part() -> None:
 def test_an_integer_too_long_to_be_written_out_is_told_of_by_its_size() -> None:
     with pytest.raises(InvalidInputError, match=r"priority: .* \(got an integer of 16,610 bits\)"):
         AgentConfig.parse({"priority": 10**5000})
+
+
+def test_with_egress_the_environment_says_where_the_proxy_is_and_the_users_own_words_come_first() -> None:
+    config = AgentConfig.parse(
+        {"egress": ["*.Example.com:443"], "env": {"A": "b", "HTTP_PROXY": "http://mine:1"}}
+    )
+
+    assert config.network == "none"
+    assert config.environment == {
+        "A": "b",
+        "HTTP_PROXY": "http://mine:1",
+        "HTTPS_PROXY": "http://127.0.0.1:3128",
+        "https_proxy": "http://127.0.0.1:3128",
+        "ALL_PROXY": "http://127.0.0.1:3128",
+        "all_proxy": "http://127.0.0.1:3128",
+        "NO_PROXY": "",
+        "no_proxy": "",
+    }
+    assert AgentConfig.parse({"env": {"A": "b"}}).environment == {"A": "b"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.config import MIB
+from harness.egress.decision import Decision, Verdict
 from harness.errors import (
     AgentBusyError,
     AgentNotFoundError,
@@ -340,6 +341,53 @@ async def test_the_container_is_labelled_and_gets_nothing_secret(bench: Bench) -
         "run_count": 0,
         "previous_outcome": None,
     }
+
+
+async def test_the_sandbox_is_told_the_egress_list_and_the_agent_where_the_proxy_is(bench: Bench) -> None:
+    config = {"egress": ["example.com:443"], "env": {"A": "b"}}
+    await bench.store.update_agent(1, AgentDraft(name="reader", code="print(1)", config=config))
+    await bench.run()
+    await bench.store.update_agent(
+        1, AgentDraft(name="reader", code="", config=config | {"image": "any", "command": ["true"]})
+    )
+    await bench.run()
+
+    python, program = bench.sandbox.specs
+    assert python.egress == program.egress == ("example.com:443",)
+    assert python.shape == replace(python, egress=()).shape
+    assert python.environment == {}
+    for environment in (bench.sandbox.jobs[0].env, program.environment):
+        assert environment["A"] == "b"
+        assert environment["HTTPS_PROXY"] == environment["http_proxy"] == "http://127.0.0.1:3128"
+
+
+async def test_decisions_are_written_down_with_the_task_and_in_the_log_as_far_as_a_bound(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"egress": ["example.com:443"]}
+    await bench.store.update_agent(1, AgentDraft(name="reader", code="print(1)", config=config))
+    refused = Decision(Verdict.REFUSED, "evil.example:443", why="it is not listed")
+    allowed = Decision(Verdict.ALLOWED, "example.com:443", "1.1.1.1")
+    bench.sandbox.egress_decisions = [refused] * 1000 + [allowed] * 101
+
+    with caplog.at_level("INFO", logger="harness.egress"):
+        result = await bench.run()
+
+    lines = result.stderr.splitlines()
+    assert lines[0] == "[harness] egress refused: evil.example:443: it is not listed"
+    assert lines[100:200] == ["[harness] egress allowed: example.com:443 at 1.1.1.1"] * 100
+    assert lines[200:] == ["[harness] egress, not written down one by one: 1 allowed, 900 refused"]
+    records = [record for record in caplog.records if record.name == "harness.egress.log"]
+    assert len(records) == 201
+    assert {record.__dict__["action"] for record in records} == {
+        "egress_allowed",
+        "egress_refused",
+        "egress_counted",
+    }
+    assert (
+        records[0].__dict__ | {"place": "evil.example:443", "task_id": 1, "agent_id": 1}
+        == records[0].__dict__
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from harness.config import MIB
 from harness.ports import SandboxLabels, SandboxLimits, sandbox_shape
-from harness.sandbox.hostconfig import Isolation, container_labels, container_name, creation_body, host_config
+from harness.sandbox.hostconfig import (
+    Isolation,
+    container_labels,
+    container_name,
+    creation_body,
+    host_config,
+    relay_body,
+    relay_name,
+)
 from harness.sandbox.seccomp import SECURITY_OPTION
 
 LIMITS = st.builds(
@@ -94,3 +102,22 @@ def test_labels_and_name_tell_store_task_and_fence() -> None:
     }
     assert container_name(labels) == "harness-0123456789ab-42-3"
     assert container_name(labels) != container_name(SandboxLabels("0123456789abcdef", 42, 4))
+
+
+def test_a_relay_has_the_locks_of_a_sandbox_another_user_and_less_of_everything() -> None:
+    labels = SandboxLabels("0123456789abcdef", 42, 3)
+    body = relay_body("agent-harness/python:1", labels, "ab" * 32, "1.41")
+    host = body["HostConfig"]
+
+    assert relay_name(labels) == "harness-0123456789ab-42-3-egress"
+    assert body["Labels"] == container_labels(labels) | {"io.agent-harness.role": "egress"}
+    assert body["User"] == "10002:10002"
+    assert host["NetworkMode"] == "container:" + "ab" * 32
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true", SECURITY_OPTION]
+    assert host["Memory"] == host["MemorySwap"] == 64 * MIB
+    assert host["LogConfig"]["Type"] == "none"
+    assert host["RestartPolicy"] == {"Name": "no"}
+    for key in ("Tmpfs", "Binds", "Mounts", "PidMode", "PortBindings", "Privileged"):
+        assert not host.get(key)

@@ -32,6 +32,7 @@ LAYERS = (
         "audit",
         "retention",
         "secrets",
+        "egress",
     },
     {"ports", "telemetry"},
     {

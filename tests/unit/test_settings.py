@@ -230,3 +230,12 @@ def test_an_address_that_is_not_given_stays(environment: pytest.MonkeyPatch) -> 
     settings = Settings.load().listening_at(None, None)
 
     assert (settings.host, settings.port) == ("127.0.0.1", 8080)
+
+
+def test_networks_for_egress_are_checked_when_they_are_read(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HARNESS_EGRESS_PRIVATE", "10.0.0.0/8, fd00::/8")
+    assert Settings.load().egress_private == "10.0.0.0/8, fd00::/8"
+
+    environment.setenv("HARNESS_EGRESS_PRIVATE", "10.0.0.1/8")
+    with pytest.raises(SettingsError, match=r"HARNESS_EGRESS_PRIVATE: give networks like 10\.0\.0\.0/8"):
+        Settings.load()

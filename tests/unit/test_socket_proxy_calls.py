@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.config import MIB
 from harness.ports import SandboxLabels, SandboxLimits, SandboxSpec
-from harness.sandbox.hostconfig import Isolation, container_name, creation_body
+from harness.sandbox.hostconfig import Isolation, container_name, creation_body, relay_body, relay_name
 from harness.sandbox.proxy.calls import check_call
 from harness.sandbox.proxy.creation import check_creation
 from harness.sandbox.proxy.request import MAX_HEAD_BYTES, RefusedError, Request, parse_json, read_request
@@ -461,3 +461,53 @@ async def test_a_plain_request_is_read_to_the_end_of_its_body_and_no_further() -
 
 async def test_a_client_that_leaves_without_a_request_is_no_refusal() -> None:
     assert await read(b"") is None
+
+
+def relay(**changes: Any) -> dict[str, Any]:
+    return relay_body("agent-harness/python:1", LABELS, ID, VERSION) | changes
+
+
+def relay_with_host(**changes: Any) -> dict[str, Any]:
+    return relay(HostConfig=relay()["HostConfig"] | changes)
+
+
+def test_the_relay_of_an_attempt_passes_and_names_the_container_that_it_joins() -> None:
+    made = check_call(
+        request(
+            "POST",
+            f"/v{VERSION}/containers/create?name={relay_name(LABELS)}",
+            data=json.dumps(relay()).encode(),
+        )
+    )
+
+    assert json.loads(made.body) == relay()
+    assert made.joined == ID
+    by_name = check_call(
+        request("DELETE", f"/v{VERSION}/containers/{relay_name(LABELS)}?v=True&link=False&force=True")
+    )
+    assert (by_name.container, by_name.joined) == (relay_name(LABELS), None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "name", "named"),
+    [
+        (relay(), container_name(LABELS), "relay"),
+        (relay(), relay_name(SandboxLabels(LABELS.store_id, 7, 3)), "relay"),
+        (body(), relay_name(LABELS), "name"),
+        (relay(Labels=body()["Labels"]), relay_name(LABELS), "role"),
+        (relay(Labels=relay()["Labels"] | {"io.agent-harness.role": "other"}), relay_name(LABELS), "role"),
+        (relay(Entrypoint=["sh"]), relay_name(LABELS), "Entrypoint"),
+        (relay(User="10001:10001"), relay_name(LABELS), "User"),
+        (relay(Env=["PYTHONPATH=/tmp"]), relay_name(LABELS), "Env"),
+        (relay(Image="../x"), relay_name(LABELS), "Image"),
+        (relay_with_host(Memory=1 << 40), relay_name(LABELS), "Memory"),
+        (relay_with_host(Binds=["/:/host"]), relay_name(LABELS), "Binds"),
+        (relay_with_host(PidMode=f"container:{ID}"), relay_name(LABELS), "PidMode"),
+        (relay_with_host(NetworkMode="host"), relay_name(LABELS), "NetworkMode"),
+        (relay_with_host(NetworkMode="container:somebodys"), relay_name(LABELS), "NetworkMode"),
+        (relay_with_host(NetworkMode=f"container:{ID}/x"), relay_name(LABELS), "NetworkMode"),
+    ],
+)  # fmt: skip
+def test_what_is_almost_a_relay_is_refused(sent: Any, name: str, named: str) -> None:
+    with pytest.raises(RefusedError, match=named):
+        check_creation(sent, name, VERSION)

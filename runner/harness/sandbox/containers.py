@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from docker import APIClient
 
@@ -19,7 +20,7 @@ from harness.errors import EngineUnavailableError, ImageMissingError, SandboxErr
 from harness.ports import BeforeStart, Clock, OwnedContainer, SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.dispatch import Dispatch
 from harness.sandbox.engine import Engine, EngineRefusedError
-from harness.sandbox.hostconfig import LABEL_STORE, read_labels
+from harness.sandbox.hostconfig import LABEL_STORE, read_labels, relay_name
 from harness.sandbox.images import is_image_id
 from harness.sandbox.reaper import Reaper
 
@@ -72,19 +73,36 @@ class Containers:
         Raises:
             SandboxError: The engine refused, or does not answer.
         """
+        creating = self._engine.create_container(
+            name, image, shape, labels, command=command, environment=environment
+        )
+        remedy = f"docker pull {image}" if shape.image else "harness images build"
+        if is_image_id(image):
+            remedy = "docker load, for an id is in no registry"
+        return await self._start(name, creating, image, remedy, before_start)
+
+    async def start_relay(
+        self, image: str, labels: SandboxLabels, container_id: str, before_start: BeforeStart | None
+    ) -> Started:
+        """Do the same for the relay of a container that runs; see `harness.egress`."""
+        creating = self._engine.create_relay(image, labels, container_id)
+        return await self._start(relay_name(labels), creating, image, "harness images build", before_start)
+
+    async def _start(
+        self,
+        name: str,
+        creating: Coroutine[Any, Any, str],
+        image: str,
+        remedy: str,
+        before_start: BeforeStart | None,
+    ) -> Started:
         # Until its id is known, which it keeps when it is renamed.
         removable, writer = name, None
         self._open.add(name)
         try:
-            creating = self._engine.create_container(
-                name, image, shape, labels, command=command, environment=environment
-            )
             try:
                 container_id = await uninterrupted(creating)
             except ImageMissingError as error:
-                remedy = f"docker pull {image}" if shape.image else "harness images build"
-                if is_image_id(image):
-                    remedy = "docker load, for an id is in no registry"
                 raise ImageMissingError(
                     f"the engine does not have the image {image!r}; run: {remedy}"
                 ) from error

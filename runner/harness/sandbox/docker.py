@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,9 @@ from docker import APIClient
 
 from harness.aio import uninterrupted
 from harness.clock import SystemClock
+from harness.egress.decision import Decision, OnDecision
+from harness.egress.gate import Outside
+from harness.egress.policy import Network
 from harness.errors import SandboxError
 from harness.ports import (
     BeforeStart,
@@ -36,6 +39,7 @@ from harness.sandbox.engine import Engine
 from harness.sandbox.hostconfig import container_name, warm_name
 from harness.sandbox.images import SandboxImages, is_fixed
 from harness.sandbox.pool import Spare, WarmPool
+from harness.sandbox.relay import carrying
 from harness.sandbox.session import DockerSession
 from harness.sandbox.stats import sample_usage
 
@@ -57,6 +61,7 @@ class DockerSandbox:
         clock: Clock | None = None,
         warm_containers: int = 0,
         warm_bytes: int = 0,
+        egress_private: Sequence[Network] = (),
     ) -> None:
         """Work on `engine`.
 
@@ -66,24 +71,31 @@ class DockerSandbox:
             clock: None for the machine's.
             warm_containers: How many wait for jobs at most; 0: none ever.
             warm_bytes: How much memory those may take, about.
+            egress_private: Networks that runs with `SandboxSpec.egress` may reach though they are not public.
         """
         self.engine = engine
         self.images = images
         self._clock = clock or SystemClock()
         self._dispatch = Dispatch(self._clock)
         self._containers = Containers(engine, self._dispatch, self._clock)
+        self._outside = Outside(private=egress_private)
         self.pool = WarmPool(
             self, self._dispatch, self._clock, max_containers=warm_containers, max_bytes=warm_bytes
         )
 
     @asynccontextmanager
     async def open(
-        self, spec: SandboxSpec, *, before_start: BeforeStart | None = None
+        self,
+        spec: SandboxSpec,
+        *,
+        before_start: BeforeStart | None = None,
+        on_egress: OnDecision | None = None,
     ) -> AsyncIterator[DockerSession]:
         """Start a container, or take one that waits for a job; see the port."""
         began = self._clock.monotonic()
         session: DockerSession | None = None
         naming: asyncio.Task[None] | None = None
+        relay: Started | None = None
         with self._dispatch:
             origin: SandboxOrigin = "cold"
             taken = await self._take_warm(spec)
@@ -96,14 +108,29 @@ class DockerSandbox:
                 naming = asyncio.create_task(self._name(started, container_name(spec.labels)))
                 if before_start is not None:
                     before_start()
-            start_seconds = self._clock.monotonic() - began
-            session = DockerSession(self.engine, spec, started, origin, start_seconds, self._clock)
-            yield session
+            async with AsyncExitStack() as stack:
+                if spec.egress:
+                    with self._dispatch:
+                        relay = await self._start_relay(spec, started, before_start)
+                    await stack.enter_async_context(
+                        carrying(relay, spec, self._outside, on_egress or _ignore)
+                    )
+                start_seconds = self._clock.monotonic() - began
+                session = DockerSession(self.engine, spec, started, origin, start_seconds, self._clock)
+                yield session
         finally:
             if naming is not None:
                 naming.cancel()
             is_over = session is not None and session.is_over
-            await self._containers.discard(started, is_over=is_over)
+            ended = [one for one in (started, relay) if one is not None]
+            await asyncio.gather(*(self._containers.discard(one, is_over=is_over) for one in ended))
+
+    async def _start_relay(
+        self, spec: SandboxSpec, started: Started, before_start: BeforeStart | None
+    ) -> Started:
+        # Never the run's own image: whoever made that would sit between the agent and the runner.
+        image = await self.images.ensure_default()
+        return await self._containers.start_relay(image, spec.labels, started.container_id, before_start)
 
     async def _start_cold(self, spec: SandboxSpec, before_start: BeforeStart | None) -> Started:
         return await self._containers.start(
@@ -204,5 +231,10 @@ class DockerSandbox:
 
     async def _close(self) -> None:
         await self.pool.close()
+        self._outside.close()
         await self._containers.close()
         await self.engine.close()
+
+
+def _ignore(_decision: Decision) -> None:
+    pass

@@ -23,7 +23,14 @@ import requests
 from harness.errors import EngineUnavailableError, ImageMissingError, SandboxError
 from harness.ports import SandboxLabels, SandboxShape, WarmLabels
 from harness.sandbox.connections import Connections, Stream, close_stream
-from harness.sandbox.hostconfig import ENGINES_OWN, Isolation, creation_body, update_body
+from harness.sandbox.hostconfig import (
+    ENGINES_OWN,
+    Isolation,
+    creation_body,
+    relay_body,
+    relay_name,
+    update_body,
+)
 from harness.sandbox.locate import EngineAddress
 
 T = TypeVar("T")
@@ -131,6 +138,15 @@ class Engine:
             command=command,
             environment=environment,
         )
+        return await self._create(name, body)
+
+    async def create_relay(self, image: str, labels: SandboxLabels, container_id: str) -> str:
+        """Create the relay of a container that runs; return its id. Raises as `call` does."""
+        client = await self._connected()
+        body = relay_body(image, labels, container_id, client.api_version, isolation=self.isolation)
+        return await self._create(relay_name(labels), body)
+
+    async def _create(self, name: str, body: Mapping[str, Any]) -> str:
         try:
             created = await self._ask("POST", "/containers/create", {"name": name}, body)
         except EngineRefusedError as error:

@@ -16,12 +16,25 @@ from harness.sandbox.seccomp import SECURITY_OPTION
 LABEL_STORE = "io.agent-harness.store"
 LABEL_TASK = "io.agent-harness.task"
 LABEL_FENCE = "io.agent-harness.fence"
+#: Of a container that stands beside an attempt's own and has its other labels as well: what it is for.
+LABEL_ROLE = "io.agent-harness.role"
 #: Of a container that waits for a task: who may use it, and until when, in seconds since 1970.
 LABEL_OWNER = "io.agent-harness.owner"
 LABEL_UNTIL = "io.agent-harness.until"
 
 #: Nobody: no such user exists in any image, and no file belongs to it.
 SANDBOX_USER = "10001:10001"
+#: Nor is this one, which no agent is either.
+RELAY_USER = "10002:10002"
+RELAY_ROLE = "egress"
+#: The image's program; see `harness.egress`.
+RELAY_COMMAND = ("python3", "-I", "-S", "/opt/harness/egress_relay.py")
+#: Python alone takes 8 MiB. What a relay holds of connections is bounded at 9 more, and what the system does, which some
+#: kernels count as the container's, at 32.
+RELAY_MEMORY_BYTES = 64 * 1024 * 1024
+RELAY_CPUS = 0.5
+#: It has one. The engine's own way of starting a process needs some for a moment.
+RELAY_MAX_PROCESSES = 16
 #: Open files per process.
 MAX_OPEN_FILES = 1024
 #: Bound on /dev/shm, which semaphores of `multiprocessing` need; memory, and counted as such.
@@ -45,6 +58,11 @@ ENGINES_OWN = Isolation()
 def container_name(labels: SandboxLabels) -> str:
     """Return the one name of a task's attempt, so that it can be removed even if its id never reached us."""
     return f"harness-{labels.store_id[:12]}-{labels.task_id}-{labels.fence}"
+
+
+def relay_name(labels: SandboxLabels) -> str:
+    """Return the name of the relay beside an attempt's container."""
+    return f"{container_name(labels)}-egress"
 
 
 def warm_name(store_id: str, token: str) -> str:
@@ -112,14 +130,49 @@ def creation_body(
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what the engine is sent to create a container; `harness.sandbox.proxy` lets nothing else through."""
-    host = HostConfig(version=api_version, **host_config(shape))
+    host = _isolated(HostConfig(version=api_version, **host_config(shape)), isolation)
+    arguments = container_arguments(image, shape, labels, command=command, environment=environment)
+    body = ContainerConfig(api_version, host_config=host, **arguments)
+    # As the SDK's own client does before it sends one.
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _isolated(host: HostConfig, isolation: Isolation) -> HostConfig:
     if isolation.runtime is not None:
         host["Runtime"] = isolation.runtime
     if isolation.apparmor_profile is not None:
         host["SecurityOpt"] = [*host["SecurityOpt"], f"apparmor={isolation.apparmor_profile}"]
-    arguments = container_arguments(image, shape, labels, command=command, environment=environment)
-    body = ContainerConfig(api_version, host_config=host, **arguments)
-    # As the SDK's own client does before it sends one.
+    return host
+
+
+def relay_body(
+    image: str,
+    labels: SandboxLabels,
+    container_id: str,
+    api_version: str,
+    *,
+    isolation: Isolation = ENGINES_OWN,
+) -> dict[str, Any]:
+    """Return what the engine is sent to create the relay of a container, with whom it shares the loopback.
+
+    It has the locks of a sandbox, and less of everything; not even a /tmp.
+    """
+    shape = SandboxShape(None, RELAY_MEMORY_BYTES, RELAY_CPUS, RELAY_MAX_PROCESSES, tmp_bytes=0)
+    options = host_config(shape) | {"network_mode": f"container:{container_id}"}
+    # Files that it would only need to hold something.
+    for key in ("tmpfs", "shm_size"):
+        del options[key]
+    body = ContainerConfig(
+        api_version,
+        image=image,
+        command=[],
+        entrypoint=list(RELAY_COMMAND),
+        user=RELAY_USER,
+        working_dir="/",
+        stdin_open=True,
+        labels={**container_labels(labels), LABEL_ROLE: RELAY_ROLE},
+        host_config=_isolated(HostConfig(version=api_version, **options), isolation),
+    )
     return {key: value for key, value in body.items() if value is not None}
 
 

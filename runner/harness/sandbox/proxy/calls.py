@@ -22,6 +22,7 @@ from harness.sandbox.proxy.creation import (
     STORE_ID,
     check_creation,
     check_update,
+    joined_container,
 )
 from harness.sandbox.proxy.request import RefusedError, Request, parse_json
 
@@ -116,6 +117,8 @@ class Call:
     container: str | None = None
     body: bytes = b""
     is_upgrade: bool = False
+    #: A container that the new one is to share its network with; whose it is has to be asked as well.
+    joined: str | None = None
 
     def target(self, container_id: str = "") -> str:
         """Return the request target, for the container of that full id."""
@@ -149,9 +152,10 @@ def _checked(request: Request, rule: _Rule, match: re.Match[str], isolation: Iso
         wanted = "must ask for" if rule.is_upgrade else "must not ask for"
         raise RefusedError(f"{request.method} {request.path[:120]} {wanted} an upgrade")
     query = _checked_query(request, rule)
-    body = b""
+    body, joined = b"", None
     if rule.check_body is not None:
         sent = parse_json(request.body, "the body")
+        joined = joined_container(sent) if rule.check_body is check_creation else None
         body = json.dumps(rule.check_body(sent, query.get("name", ""), version, isolation)).encode()
     elif request.body:
         raise RefusedError(f"{request.method} {request.path[:120]} with a body is not let through")
@@ -159,7 +163,7 @@ def _checked(request: Request, rule: _Rule, match: re.Match[str], isolation: Iso
     if container is not None:
         start, end = match.span("container")
         path = f"{path[:start]}{{container}}{path[end:]}"
-    return Call(request.method, path, urlencode(query), container, body, rule.is_upgrade)
+    return Call(request.method, path, urlencode(query), container, body, rule.is_upgrade, joined)
 
 
 def _checked_query(request: Request, rule: _Rule) -> dict[str, str]:

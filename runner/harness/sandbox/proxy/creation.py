@@ -20,6 +20,8 @@ from harness.sandbox.hostconfig import (
     container_name,
     creation_body,
     read_labels,
+    relay_body,
+    relay_name,
     update_body,
     warm_name,
 )
@@ -31,15 +33,17 @@ _REGISTRY = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?/)?"
 IMAGE = rf"{_REGISTRY}{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
 STORE_ID = r"[A-Za-z0-9_-]{1,64}"
 _WARM_PART = "[0-9a-f]{12}"
-#: Names by `container_name`, and those by `warm_name` as well.
+#: Names by `container_name`, and those by `relay_name` and `warm_name` as well.
 ATTEMPT_NAME = r"harness-[A-Za-z0-9_-]{1,12}-[0-9]{1,18}-[0-9]{1,18}"
-CONTAINER_NAME = rf"(?:{ATTEMPT_NAME}|harness-[A-Za-z0-9_-]{{1,12}}-warm-{_WARM_PART})"
+CONTAINER_NAME = rf"(?:{ATTEMPT_NAME}(?:-egress)?|harness-[A-Za-z0-9_-]{{1,12}}-warm-{_WARM_PART})"
 _OWNER = r"[A-Za-z0-9_.:-]{1,300}"
 
 _TMPFS_SIZE = re.compile(r"size=([1-9][0-9]{0,17})\b")
 #: What the engine itself demands at least.
 _MIN_MEMORY_BYTES = 4 * 1024 * 1024
 _MAX_NUMBER = 2**53
+#: Of a relay, which shares a container's loopback.
+_JOINED = re.compile(r"container:([0-9a-f]{64})")
 _NETWORKS: dict[str, Literal["none", "open"]] = {"none": "none", "bridge": "open"}
 
 
@@ -57,12 +61,39 @@ def check_creation(
     Raises:
         RefusedError: It is not what the product would send; the message has the first difference.
     """
+    if joined_container(body) is not None:
+        return _check_relay(body, name, api_version, isolation)
     shape, labels, image = _shape(body), _labels(body, name), _text(body, "Image", IMAGE, "Image")
     expected = creation_body(image, shape, labels, api_version, isolation=isolation)
     for key, check in (("Env", _check_env), ("Entrypoint", _check_words)):
         expected.pop(key, None)
         if key in body:
             expected[key] = check(body[key])
+    return _same(expected, body)
+
+
+def joined_container(body: Any) -> str | None:
+    """Return the id of the container whose network a new one is to share; whose that is has to be asked. None: nobody's."""
+    host = body.get("HostConfig") if isinstance(body, dict) else None
+    mode = host.get("NetworkMode") if isinstance(host, dict) else None
+    match = _JOINED.fullmatch(mode) if isinstance(mode, str) else None
+    return None if match is None else match[1]
+
+
+def _check_relay(body: dict[str, Any], name: str, api_version: str, isolation: Isolation) -> dict[str, Any]:
+    labels = _read(body.get("Labels"))
+    if not isinstance(labels, SandboxLabels) or name != relay_name(labels):
+        raise RefusedError(
+            "a container with HostConfig.NetworkMode = container:… is not let through, unless it is the relay of "
+            f"an attempt; its name {name[:80]!r} and its labels are no relay's"
+        )
+    container_id = joined_container(body)
+    assert container_id is not None
+    image = _text(body, "Image", IMAGE, "Image")
+    return _same(relay_body(image, labels, container_id, api_version, isolation=isolation), body)
+
+
+def _same(expected: dict[str, Any], body: Any) -> dict[str, Any]:
     difference = next(_differences(expected, body, ""), None)
     if difference is not None:
         raise RefusedError(f"a container with {difference} is not let through")

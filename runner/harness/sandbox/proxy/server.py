@@ -131,6 +131,8 @@ class SocketProxy:
                 await _answer(writer, 404, f"No such container: {call.container}")
                 return
             container_id = found
+        if call.joined is not None and await self._own_container(call.joined) is None:
+            raise RefusedError("the container whose network is to be shared is not there")
         async with self._engine(_head(call, container_id, request.version) + call.body) as engine:
             if call.is_upgrade:
                 await self._attach(engine, reader, writer)
