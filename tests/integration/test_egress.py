@@ -32,6 +32,10 @@ from harness.store.sqlite import SqliteStore
 from harness.wiring import make_sandbox
 
 #: Shared by agents: `get` returns a status and a body, through the proxy or an answer of its own.
+#: The tests' servers are on this machine, at an address that a program takes for its own.
+EVERYWHERE = {"NO_PROXY": "", "no_proxy": ""}
+ENVIRONMENT = {**PROXY_ENVIRONMENT, **EVERYWHERE}
+
 TOOLS = """
 import http.client, json, os, socket, sys, time, urllib.error, urllib.request
 
@@ -102,7 +106,7 @@ async def lab(sandbox: DockerSandbox, sandbox_image: str) -> AsyncIterator[Lab]:
 
 async def ask(lab: Lab, code: str, *rules: str, **more: Any) -> Any:
     """Run an agent with these rules; return what it printed, as JSON."""
-    ran = await lab.run(TOOLS + code, env=PROXY_ENVIRONMENT, egress=rules, **more)
+    ran = await lab.run(TOOLS + code, env=ENVIRONMENT, egress=rules, **more)
     assert ran.reason is Reason.COMPLETED, (ran.error, ran.stderr)
     return json.loads(ran.stdout)
 
@@ -152,11 +156,27 @@ with urllib.request.urlopen(urllib.request.Request(sys.argv[0] and URL, data=dat
         assert await ask(lab, f'URL = "http://127.0.0.1:{port}/"\n{code}', f"127.0.0.1:{port}") is True
 
 
+async def test_what_an_agent_serves_to_itself_is_no_affair_of_the_relays(lab: Lab) -> None:
+    code = """
+import http.server, threading, urllib.request
+class Own(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(204)
+        self.end_headers()
+own = http.server.HTTPServer(("127.0.0.1", 0), Own)
+threading.Thread(target=own.handle_request).start()
+print(urllib.request.urlopen(f"http://localhost:{own.server_port}/").status)
+"""
+    ran = await lab.run(code, env=PROXY_ENVIRONMENT, egress=("example.com:443",))
+
+    assert (ran.error, ran.stdout) == ("", b"204\n")
+
+
 async def test_a_program_of_any_language_finds_the_way_by_its_environment(lab: Lab) -> None:
     async with serving(hello) as port:
         program = f"import urllib.request as u; input(); print(u.urlopen('http://127.0.0.1:{port}/x').read())"
         ran = await lab.run(
-            command=("python3", "-c", program), environment=PROXY_ENVIRONMENT, egress=(f"127.0.0.1:{port}",)
+            command=("python3", "-c", program), environment=ENVIRONMENT, egress=(f"127.0.0.1:{port}",)
         )
 
     assert ran.stdout == b"b'hello /x'\n"
@@ -573,7 +593,9 @@ async def test_a_user_sees_with_the_task_what_was_decided(lab: Lab, tmp_path: Pa
         async with serving(hello) as port:
             place, metadata = f"127.0.0.1:{port}", "169.254.169.254:80"
             code = f'{TOOLS}\nprint(get("http://{place}/a"), get("http://{metadata}/")[0])'
-            agent = await store.create_agent(AgentDraft(name="reader", code=code, config={"egress": [place]}))
+            agent = await store.create_agent(
+                AgentDraft(name="reader", code=code, config={"egress": [place], "env": EVERYWHERE})
+            )
             executor = AgentExecutor(store=store, sandbox=lab.sandbox)
             with caplog.at_level("INFO", logger="harness.egress"):
                 result = await executor.execute_agent(agent.id)

@@ -137,7 +137,7 @@ def test_with_egress_the_environment_says_where_the_proxy_is_and_the_users_own_w
         "https_proxy": "http://127.0.0.1:3128",
         "ALL_PROXY": "http://127.0.0.1:3128",
         "all_proxy": "http://127.0.0.1:3128",
-        "NO_PROXY": "",
-        "no_proxy": "",
+        "NO_PROXY": "localhost,127.0.0.1,::1",
+        "no_proxy": "localhost,127.0.0.1,::1",
     }
     assert AgentConfig.parse({"env": {"A": "b"}}).environment == {"A": "b"}

@@ -22,7 +22,8 @@ PROXY_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
             ("HTTP_PROXY", PROXY_URL),
             ("HTTPS_PROXY", PROXY_URL),
             ("ALL_PROXY", PROXY_URL),
-            ("NO_PROXY", ""),
+            # What the agent itself starts there.
+            ("NO_PROXY", "localhost,127.0.0.1,::1"),
         )
         for name in (variable, variable.lower())
     }
