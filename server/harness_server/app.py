@@ -15,8 +15,10 @@ from aiohttp import web
 from harness.aio import uninterrupted
 from harness.announce import announce_parts
 from harness.api import LocalApi
-from harness.errors import AddressUnavailableError, HarnessError, InvalidInputError
+from harness.errors import AddressUnavailableError, HarnessError, InvalidInputError, StoreError
 from harness.observed import observed_sandbox, observed_store
+from harness.polling import Outage
+from harness.ports import Clock
 from harness.sandbox.inspection import ping
 from harness.scheduler import TaskScheduler
 from harness.settings import Settings
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: Time for open connections to end, in seconds.
 SHUTDOWN_SECONDS = 2.0
+#: Between two looks whether the tokens of requests under way are still valid, in seconds.
+TOKEN_WATCH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,24 @@ async def _access(app: web.Application) -> AsyncIterator[None]:
     app[GATE] = gate = Gate(runtime.store, clock=runtime.clock, settings=settings)
     app[metrics.SCRAPE_GATE] = metrics.ScrapeGate(gate, clock=runtime.clock)
     app[AUDITOR] = Auditor(runtime.store, clock=runtime.clock, max_entries=settings.audit_max_entries)
-    yield
+    watching = asyncio.create_task(_watch_tokens(gate, runtime.clock))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
+
+
+async def _watch_tokens(gate: Gate, clock: Clock) -> None:
+    outage = Outage(clock, "looking for tokens that end", "token_watch")
+    while True:
+        try:
+            await gate.cut_off()
+        except StoreError as error:
+            outage.failed(error)
+        else:
+            outage.over()
+        await clock.sleep(TOKEN_WATCH_SECONDS)
 
 
 async def _stop_streams(app: web.Application) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ class Gate:
         self._failures = TokenBuckets(
             per_second=FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE, monotonic=clock.monotonic
         )
-        #: Requests under way, by the ids of their tokens. One token leaves half of the connections to others.
-        self._under_way: Counter[int] = Counter()
+        #: The connections of requests under way, by the ids of their tokens. One token leaves half of all to others.
+        self._under_way: dict[int, list[asyncio.Transport | None]] = {}
         self._max_under_way = max(1, settings.max_connections // 2)
         self._requests = None
         if settings.rate_limit_per_second > 0:
@@ -113,7 +114,7 @@ class Gate:
         return principal
 
     @contextmanager
-    def under_way(self, principal: Principal) -> Iterator[None]:
+    def under_way(self, principal: Principal, connection: asyncio.Transport | None) -> Iterator[None]:
         """Count a request as under way until the block is left: streams and waits hold connections for minutes.
 
         Raises:
@@ -123,19 +124,37 @@ class Gate:
             yield
             return
         key = principal.token.id
-        if self._under_way[key] >= self._max_under_way:
+        connections = self._under_way.setdefault(key, [])
+        if len(connections) >= self._max_under_way:
             raise RateLimitedError(
                 f"{self._max_under_way} requests with this token are under way, streams and waits among them; end some, or "
                 "raise HARNESS_MAX_CONNECTIONS, of which one token gets half",
                 retry_after_seconds=1.0,
             )
-        self._under_way[key] += 1
+        connections.append(connection)
         try:
             yield
         finally:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
+            connections.remove(connection)
+            if not connections:
                 del self._under_way[key]
+
+    async def cut_off(self) -> None:
+        """Close the connections of requests under way whose tokens were revoked, or have expired, since they began.
+
+        Raises:
+            StoreError: It could not be asked; call this again.
+        """
+        for token_id in tuple(self._under_way):
+            found = await self._store.find_token(token_id)
+            if found is not None and found[0].is_valid(await self._store.now()):
+                continue
+            connections = self._under_way.get(token_id, [])
+            extra = {"action": "cut_off", "token_id": token_id, "connections": len(connections)}
+            logger.info("token %d is not valid any more: its requests end", token_id, extra=extra)
+            for connection in connections:
+                if connection is not None:
+                    connection.abort()
 
     async def _identify(self, request: web.Request) -> Principal:
         peer = request.remote or ""

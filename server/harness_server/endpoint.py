@@ -177,7 +177,7 @@ class Endpoint:
             principal.check(self.scope)
             return await self._answer(request)
 
-        with request.app[GATE].under_way(principal):
+        with request.app[GATE].under_way(principal, request.transport):
             if self.is_change:
                 return await request.app[AUDITOR].watch(request, principal, self.name, work)
             return await work()

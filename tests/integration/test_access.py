@@ -223,6 +223,23 @@ async def test_tokens_are_made_listed_and_revoked_through_the_client(closed: Ser
     assert secret.secret not in "".join(closed.content()) + closed.log()
 
 
+async def test_whoever_follows_a_log_is_cut_off_when_their_token_is_revoked(closed: Server) -> None:
+    code = "import time; print('it runs'); time.sleep(3600)"
+    async with HarnessClient(closed.url, token=closed.tokens["admin"]) as admin:
+        agent = await admin.create_agent(AgentDraft(name="long", code=code))
+        task = await admin.run(agent.id)
+        made = await admin.create_token(TokenDraft(name="new", scope="read"))
+        async with HarnessClient(closed.url, token=made.text) as reader:
+
+            async def follow() -> None:
+                async for _ in reader.logs(task.id):
+                    await admin.revoke_token(made.token.id)
+
+            with pytest.raises(AuthenticationError):
+                await asyncio.wait_for(follow(), 30)
+        await admin.cancel_task(task.id)
+
+
 async def test_who_changed_what_is_written_down_in_the_store_and_in_the_log(closed: Server) -> None:
     async with (
         HarnessClient(closed.url, token=closed.tokens["admin"]) as admin,

@@ -274,16 +274,16 @@ async def test_one_token_leaves_half_of_the_connections_to_others(site: Site) ->
         for scope in ("read", "run")
     ]
 
-    with gate.under_way(greedy), gate.under_way(greedy):
+    with gate.under_way(greedy, None), gate.under_way(greedy, None):
         with (
             pytest.raises(RateLimitedError, match="2 requests with this token are under way"),
-            gate.under_way(greedy),
+            gate.under_way(greedy, None),
         ):
             pass
-        with gate.under_way(other):
+        with gate.under_way(other, None):
             pass
 
-    with gate.under_way(greedy):
+    with gate.under_way(greedy, None):
         pass
 
 
@@ -291,5 +291,26 @@ async def test_whoever_sits_at_a_machine_without_tokens_has_all_connections(site
     gate = site.make_gate(max_connections=1)
     local = await site.ask(gate=gate)
 
-    with gate.under_way(local), gate.under_way(local):
+    with gate.under_way(local, None), gate.under_way(local, None):
         pass
+
+
+async def test_what_is_under_way_ends_with_its_token(site: Site) -> None:
+    ends, stays = await site.token("read", days=1), await site.token("read")
+    revoked = await site.token("read")
+    connections = [mock.Mock(), mock.Mock(), mock.Mock(), mock.Mock()]
+
+    with (
+        site.gate.under_way(await site.show(ends.text), connections[0]),
+        site.gate.under_way(await site.show(revoked.text), connections[1]),
+        site.gate.under_way(await site.show(revoked.text), connections[2]),
+        site.gate.under_way(await site.show(stays.text), connections[3]),
+    ):
+        await site.gate.cut_off()
+        assert not any(connection.abort.called for connection in connections)
+
+        await site.store.revoke_token(revoked.token.id)
+        await site.clock.advance(timedelta(days=1).total_seconds())
+        await site.gate.cut_off()
+
+    assert [connection.abort.called for connection in connections] == [True, True, True, False]
