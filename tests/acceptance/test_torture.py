@@ -19,7 +19,7 @@ SECONDS = 45.0
 async def test_promises_hold_while_processes_store_and_engine_fail(
     sandbox_image: str, tmp_path: Path
 ) -> None:
-    what = Torture(seed=SEED, seconds=SECONDS, agents=16)
+    what = Torture(seed=SEED, seconds=SECONDS, agents=16, warm=4)
 
     report = await torture(what, sandbox_image, tmp_path, print)
 
