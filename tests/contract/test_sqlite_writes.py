@@ -16,7 +16,7 @@ from tests.contract.places import completed, draft, new_task, running_task, stat
 
 from harness.errors import AgentNameTakenError, StoreBusyError, StoreError
 from harness.models import Agent
-from harness.store.sqlite import SqliteStore
+from harness.store.sqlite import SqliteStore, writes
 from harness.store.sqlite.writes import GROUP_SECONDS
 
 INSERT = "INSERT INTO unsynced VALUES (?)"
@@ -28,7 +28,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
+async def store(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStore]:
+    # What waits together shares a commit, however busy the machine is.
+    monkeypatch.setattr(writes, "GROUP_SECONDS", 10.0)
     made = SqliteStore(path)
     # Short, so that waiting for somebody else's lock is quick to end.
     made._file._lock_timeout_seconds = 0.2
@@ -240,7 +242,10 @@ async def test_a_cancelled_write_among_others_happens_whole(store: SqliteStore, 
     assert (await store.list_tasks()).items == (third, kept, first)
 
 
-async def test_a_long_queue_lets_other_processes_in_between(store: SqliteStore, agent: Agent) -> None:
+async def test_a_long_queue_lets_other_processes_in_between(
+    store: SqliteStore, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "GROUP_SECONDS", GROUP_SECONDS)
     statements = await traced(store)
     count = 8
 
