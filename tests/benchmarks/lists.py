@@ -2,7 +2,8 @@
 
 The history is made of two tasks that the store itself wrote, one completed and one failed, copied with other ids and
 agents; so every record has the form that years of running would have left. In MongoDB the copies are there before the
-indexes are: the wire-protocol server of the tests takes ten times as long the other way round.
+indexes are: the wire-protocol server of the tests takes ten times as long the other way round. ``HARNESS_TEST_MONGODB_URI``
+names a server to measure instead of that one, in a database that is dropped at the end.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import platform
+import secrets
 import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -200,7 +203,8 @@ async def prepare(settings: Settings) -> None:
         return
     await copy_in_mongodb(settings.mongodb_uri.get_secret_value(), settings.mongodb_database, task_ids)
     # Opened once more, to make the indexes with all the time it takes.
-    patient = f"{settings.mongodb_uri.get_secret_value()}?socketTimeoutMS=300000"
+    uri = settings.mongodb_uri.get_secret_value()
+    patient = f"{uri}{'&' if '?' in uri else '?'}socketTimeoutMS=300000"
     store = make_store(settings.model_copy(update={"mongodb_uri": SecretStr(patient)}), SystemClock())
     await store.open()
     await store.close()
@@ -237,8 +241,28 @@ def _measure_store(name: str, folder: Path, settings: Settings) -> list[Figures]
     began = time.perf_counter()
     asyncio.run(prepare(settings))
     print(f"{name}: {HISTORY:,} tasks of {AGENTS} agents stored in {time.perf_counter() - began:.0f} s")
-    with running_server(folder, settings=settings, **_NO_RETENTION) as server:
+    environment = {**_NO_RETENTION, "HARNESS_MONGODB_DATABASE": settings.mongodb_database}
+    with running_server(folder, settings=settings, **environment) as server:
         return asyncio.run(measure(name, server.url))
+
+
+@contextmanager
+def _mongodb(folder: Path) -> Iterator[str]:
+    """Yield the address of the server that the environment names, else of one that is started."""
+    if named := os.environ.get("HARNESS_TEST_MONGODB_URI"):
+        yield named
+        return
+    server = MongoServer(folder / "mongo")
+    server.start()
+    try:
+        yield server.uri
+    finally:
+        server.stop()
+
+
+async def _drop(uri: str, database: str) -> None:
+    async with connect(uri) as client:
+        await client.drop_database(database)
 
 
 def compare(json_path: Path | None) -> None:
@@ -246,13 +270,15 @@ def compare(json_path: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="harness-bench-") as name:
         folder = Path(name)
         figures = _measure_store("SQLite", folder, Settings(data_dir=folder / "data"))
-        server = MongoServer(folder / "mongo")
-        server.start()
-        try:
-            settings = Settings(data_dir=folder / "unused", mongodb_uri=SecretStr(server.uri))
-            figures += _measure_store("MongoDB", folder, settings)
-        finally:
-            server.stop()
+        with _mongodb(folder) as uri:
+            database = f"harness_bench_{secrets.token_hex(4)}"
+            settings = Settings(
+                data_dir=folder / "unused", mongodb_uri=SecretStr(uri), mongodb_database=database
+            )
+            try:
+                figures += _measure_store("MongoDB", folder, settings)
+            finally:
+                asyncio.run(_drop(uri, database))
     table = Table(
         title=f"{HISTORY:,} tasks; ms over HTTP, {REQUESTS} requests each", caption=platform.platform()
     )
