@@ -53,8 +53,11 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def _kept_threads() -> list[str]:
+    # Those of an executor, such as Motor's one for the whole process, are told to end by the interpreter itself.
     return [
-        thread.name for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and not thread.name.startswith(("MainThread", "ThreadPoolExecutor-"))
     ]
 
 
