@@ -86,36 +86,31 @@ async def _send_all(target: Target) -> list[int]:
     return await asyncio.gather(*(send(data) for data in _requests(target)))
 
 
-def _check_log(lines: list[str]) -> None:
-    for line in lines:
-        require(not RAW_CONTROL.search(line), f"the log has {line[:200]!r}")
-        document = json.loads(line)
-        require({"time", "level", "message"} <= document.keys(), f"the log has {line[:200]!r}")
-
-
-async def _json_log(target: Target) -> str:
-    async with target.twin("json") as twin:
+async def _logged(target: Target, form: str) -> tuple[list[int], list[str]]:
+    """Send all to a server whose log has that form; return the statuses of its answers, and its lines of log."""
+    async with target.twin(form) as twin:
         at = len(twin.log())
         seen = await _send_all(twin)
         lines = twin.log()[at:].split("\n")[:-1]
     for line in lines:
         require(not RAW_CONTROL.search(line), f"the log has {line[:200]!r}")
-        require({"time", "level", "message"} <= json.loads(line).keys(), f"the log has {line[:200]!r}")
     require(len(lines) > 100, "the log is empty")
+    return seen, lines
+
+
+async def _json_log(target: Target) -> str:
+    seen, lines = await _logged(target, "json")
+    for line in lines:
+        require({"time", "level", "message"} <= json.loads(line).keys(), f"the log has {line[:200]!r}")
     return f"{counted(seen)}; {len(lines)} lines of log, each one JSON object without control characters"
 
 
 async def _text_log(target: Target) -> str:
-    async with target.twin("text") as twin:
-        at = len(twin.log())
-        seen = await _send_all(twin)
-        lines = twin.log()[at:].split("\n")[:-1]
+    seen, lines = await _logged(target, "text")
     for line in lines:
-        require(not RAW_CONTROL.search(line), f"the log has {line[:200]!r}")
         require(
             bool(re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z [A-Z]+ ", line)), f"the log has the line {line[:200]!r}"
         )
-    require(len(lines) > 100, "the log is empty")
     return f"{counted(seen)}; {len(lines)} lines of log, each begun by the server, without control characters"
 
 
